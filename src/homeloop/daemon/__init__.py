@@ -1,0 +1,1 @@
+"""The block-export daemon: exports, devices and IOThreads under one control."""

@@ -1,0 +1,73 @@
+"""The errors of homeloop: who is at fault, and whether one may go on.
+
+HomeloopError
+  UsageError        the caller's mistake: WrongThread, WouldDeadlock, WrongState, ContextClosed, NoRuntime
+  PeerError         the other side broke the protocol: its connection ends, nobody else is disturbed
+  BlockError        one request of a block device failed: the device goes on
+
+This module knows nothing of the rest of the package; fields are plain values.
+"""
+
+from __future__ import annotations
+
+import errno as errno_names
+import os
+
+__all__ = [
+    "BlockError",
+    "ContextClosed",
+    "HomeloopError",
+    "NoRuntime",
+    "PeerError",
+    "UsageError",
+    "WouldDeadlock",
+    "WrongState",
+    "WrongThread",
+]
+
+
+class HomeloopError(Exception):
+    """Any error that homeloop raises itself."""
+
+
+class UsageError(HomeloopError, RuntimeError):
+    """The call was wrong; nothing has changed by it.
+
+    A RuntimeError too: that is what asyncio raises in the like situations, and programs catch it.
+    """
+
+
+class WrongThread(UsageError):
+    """A thread touched what belongs to another thread; the text says what to call instead."""
+
+
+class WouldDeadlock(UsageError):
+    """A wait was refused because it could never end; the text names both sides."""
+
+
+class WrongState(UsageError):
+    """The object is in a state in which the call has no meaning."""
+
+
+class ContextClosed(UsageError):
+    """The context, IOThread or runtime has ended and takes no more work."""
+
+
+class NoRuntime(UsageError):
+    """There is no runtime, or not exactly one, that the call could mean."""
+
+
+class PeerError(HomeloopError):
+    """The other side broke the protocol. No later byte can mend it: end the connection."""
+
+
+class BlockError(HomeloopError):
+    """A request of a block device failed; the device goes on.
+
+    errno: one of the errno module's numbers. text: for people; goes to the client where the protocol has a place.
+    """
+
+    def __init__(self, errno: int, text: str = "") -> None:
+        self.errno = errno
+        self.text = text or os.strerror(errno)
+        super().__init__(f"{errno_names.errorcode.get(errno, errno)}: {self.text}")

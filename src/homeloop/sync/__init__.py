@@ -1,0 +1,1 @@
+"""Locks, queues and events for any context and for plain threads."""
