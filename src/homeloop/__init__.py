@@ -1,0 +1,57 @@
+"""homeloop: coroutines with a home, any thread may join in.
+
+QEMU's AioContext, IOThreads and big lock for asyncio; and block devices over NBD on top of them.
+"""
+
+from homeloop.core.biglock import BigLock
+from homeloop.core.bottom_half import BottomHalf
+from homeloop.core.context import AioContext, ContextStatistics
+from homeloop.core.coroutine import Coroutine, CoroutineState, current_coroutine, park
+from homeloop.core.current import current_context
+from homeloop.core.iothread import IOThread
+from homeloop.core.registry import big_lock, main_context
+from homeloop.core.runtime import Runtime, new_event_loop, run
+from homeloop.core.waiting import kick
+from homeloop.core.workers import to_worker
+from homeloop.errors import (
+    BlockError,
+    ContextClosed,
+    HomeloopError,
+    NoRuntime,
+    PeerError,
+    UsageError,
+    WouldDeadlock,
+    WrongState,
+    WrongThread,
+)
+
+__all__ = [
+    "AioContext",
+    "BigLock",
+    "BlockError",
+    "BottomHalf",
+    "ContextClosed",
+    "ContextStatistics",
+    "Coroutine",
+    "CoroutineState",
+    "HomeloopError",
+    "IOThread",
+    "NoRuntime",
+    "PeerError",
+    "Runtime",
+    "UsageError",
+    "WouldDeadlock",
+    "WrongState",
+    "WrongThread",
+    "big_lock",
+    "current_context",
+    "current_coroutine",
+    "kick",
+    "main_context",
+    "new_event_loop",
+    "park",
+    "run",
+    "to_worker",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,526 @@
+"""AioContext: an event loop with a home, and the calls that any thread may make into it.
+
+The home is the one thread that runs the context's code; for a main context also whoever holds the big
+lock (rule 2). Everything that comes from elsewhere goes through the inbox.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import collections.abc
+import contextlib
+import contextvars
+import dataclasses
+import functools
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable, Coroutine as CoroutineABC, Iterator
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from homeloop.core import waiting
+from homeloop.core.bottom_half import BottomHalf
+from homeloop.core.coroutine import Coroutine
+from homeloop.core.current import current_context, thread
+from homeloop.core.inbox import Inbox
+from homeloop.core.loop import HomeLoop, current_task, enter_task, leave_task, running_loop, set_running_loop
+from homeloop.core.workers import WorkerPool
+from homeloop.errors import ContextClosed, NoRuntime, UsageError, WouldDeadlock, WrongState, WrongThread
+
+if TYPE_CHECKING:
+    from homeloop.core.biglock import BigLock
+    from homeloop.core.runtime import Runtime
+
+__all__ = ["AioContext", "ContextStatistics"]
+
+T = TypeVar("T")
+get_ident = threading.get_ident
+
+# Wakes that one entry may run before the loop goes round: more than the longest chain anybody was promised
+# (25,000), few enough that two coroutines which wake each other for ever do not starve I/O and the big lock.
+CHAIN_MAX = 32_768
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ContextStatistics:
+    """What a context has done; counts since its start."""
+
+    name: str
+    entered: int            # wakes and starts that ran at once, on the waking thread
+    scheduled: int          # wakes and starts that were queued to the home
+    kicks: int              # system calls that ended a sleep of the home
+    posted: int             # callbacks posted
+    calls_driven: int       # call(): ran to the end in the calling thread, no thread switch
+    calls_handed_over: int  # call(): begun in the calling thread, ended at home
+    coroutines: int         # suspended now
+    workers: dict[str, int]
+
+
+class _Counters:
+    """The mutable side of ContextStatistics. Each is written under the comment's protection."""
+
+    __slots__ = ("calls_driven", "calls_handed_over", "entered", "posted", "scheduled")
+
+    def __init__(self) -> None:
+        self.entered = 0                # home or big lock
+        self.scheduled = 0              # inbox lock
+        self.posted = 0                 # inbox lock
+        self.calls_driven = 0           # big lock
+        self.calls_handed_over = 0      # big lock
+
+
+class AioContext:
+    """An event loop with a home. Its methods may be called from any thread unless they say otherwise.
+
+    Made by Runtime, IOThread, new_event_loop() or AioContext.of(), not by itself.
+    """
+
+    def __init__(self, name: str, *, runtime: Runtime | None = None, loop: asyncio.AbstractEventLoop | None = None,
+                 worker_min: int = 0, worker_max: int = 64) -> None:
+        self.name = name
+        self.runtime = runtime
+        self.gate: BigLock | None = None                        # the big lock, in a main context that has one
+        self.running: Coroutine[Any] | None = None              # home: the Coroutine that runs now
+        self.coroutines: set[Coroutine[Any]] = set()            # home: those that have suspended and not ended
+        self.counters = _Counters()
+        self.home_away = False                                  # big lock: the home is in released()
+        self._wakes: list[Coroutine[Any]] = []                  # home: woken by what runs now, in order
+        self._chain: deque[Coroutine[Any]] = deque()            # home: to run before anything that is ready
+        self._wakes_queued = False                              # home: an entry for _wakes is at the head
+        self._pool: WorkerPool | None = None                    # home, made on first use
+        self._pool_limits = (worker_min, worker_max)
+        if loop is None:
+            own = HomeLoop(self)
+            self.loop: asyncio.AbstractEventLoop = own
+            self.inbox = own.inbox
+        else:
+            self.loop = loop
+            self.inbox = Inbox(name, self._kick_foreign, lambda: None)
+            self.inbox.always_kick()
+        self.home: HomeLoop | None = self.loop if isinstance(self.loop, HomeLoop) else None
+        self.lock = self.inbox.lock                             # a leaf; guards inbox, wakes and ends of coroutines
+
+    # -- asking ----------------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Has it ended? Then it takes no more work."""
+        return self.inbox.closed
+
+    def is_current(self) -> bool:
+        """Is the calling thread in this context: its home, or holding its big lock?"""
+        return current_context() is self
+
+    def is_main(self) -> bool:
+        """Is it the main context of its runtime?"""
+        return self.runtime is not None and self.runtime.main is self
+
+    def statistics(self) -> ContextStatistics:
+        """Return what it has done so far."""
+        counters = self.counters
+        return ContextStatistics(
+            name=self.name,
+            entered=counters.entered,
+            scheduled=counters.scheduled,
+            kicks=self.inbox.kicks,
+            posted=counters.posted,
+            calls_driven=counters.calls_driven,
+            calls_handed_over=counters.calls_handed_over,
+            coroutines=len(self.coroutines),
+            workers={} if self._pool is None else self._pool.statistics(),
+        )
+
+    def __repr__(self) -> str:
+        kind = "main" if self.is_main() else "closed" if self.closed else "context"
+        return f"<AioContext {self.name} {kind} coroutines={len(self.coroutines)}>"
+
+    # -- work from any thread --------------------------------------------------------------------------
+
+    def create(self, coro: CoroutineABC[Any, Any, T], *, name: str | None = None) -> Coroutine[T]:
+        """Give a coroutine object this home; it is not started. Any thread.
+
+        The caller's contextvars go along. ContextClosed if the context has ended (coro is closed then),
+        TypeError if it is no coroutine object.
+        """
+        if type(coro) is not CoroutineType and not isinstance(coro, collections.abc.Coroutine):
+            raise TypeError(f"a coroutine object is needed, got {coro!r}")
+        if self.inbox.closed:
+            coro.close()
+            raise ContextClosed(f"{self.name} has ended and takes no more work")
+        return Coroutine(self, coro, name)
+
+    def spawn(self, coro: CoroutineABC[Any, Any, T], *, name: str | None = None) -> Coroutine[T]:
+        """Start coro at home, in a later iteration of its loop; return its Coroutine at once. Any thread."""
+        co = self.create(coro, name=name)
+        self._schedule_new(co)
+        return co
+
+    async def run(self, coro: CoroutineABC[Any, Any, T]) -> T:
+        """Run coro here and return its result; from a coroutine of any context or asyncio loop.
+
+        Cancelling the waiting coroutine cancels coro and waits for it. contextvars go along. (rule 10)
+        """
+        return await self.spawn(coro)
+
+    def call(self, coro: CoroutineABC[Any, Any, T], timeout: float | None = None) -> T:
+        """Run coro here and wait for it, from synchronous code; return its result or raise its exception.
+
+        On the main context, from a thread without a context: coro is driven in the calling thread, under the
+        big lock, until it waits for something that is not ready. From elsewhere as rule 11 has it, else
+        WouldDeadlock. The caller's contextvars are visible to coro. After `timeout` seconds, or by Ctrl-C,
+        coro is cancelled and waited for; then TimeoutError or KeyboardInterrupt.
+        """
+        caller = current_context()
+        if caller is not None and caller is not self and not caller.is_main():
+            coro.close()
+            raise WouldDeadlock(f"call() from {caller.name} to {self.name}: an IOThread may wait only for itself; "
+                                f"use `await context.run(...)`")
+        co = self.create(coro)
+        if self.gate is not None and thread.context is None and (caller is None or caller is self):
+            waiting.drive(self, self.gate, co)
+            if co.done():
+                return co.outcome()
+        else:
+            self._schedule_new(co)
+        return waiting.finish_call(co, timeout)
+
+    def post(self, fn: Callable[..., object], /, *args: Any) -> None:
+        """Call fn(*args) at home, in a later iteration, in the order of the posts. Any thread, signal handlers too.
+
+        The caller's contextvars go along. An exception goes to the loop's exception handler. ContextClosed
+        if the context has ended.
+        """
+        entry = asyncio.Handle(fn, args, self.loop)
+        with self.lock:
+            self.check_open_locked()
+            self.inbox.put_locked(entry)
+            self.counters.posted += 1
+
+    def try_post(self, fn: Callable[..., object], /, *args: Any) -> bool:
+        """post(), but False instead of ContextClosed."""
+        entry = asyncio.Handle(fn, args, self.loop)
+        with self.lock:
+            if self.inbox.closed:
+                return False
+            self.inbox.put_locked(entry)
+            self.counters.posted += 1
+        return True
+
+    def bottom_half(self, fn: Callable[[], object], *, idle: bool = False) -> BottomHalf:
+        """Make a bottom half that calls fn() at home when scheduled; see BottomHalf. Any thread."""
+        return BottomHalf(self, fn, idle=idle)
+
+    def enter(self, co: Coroutine[Any] | CoroutineABC[Any, Any, Any]) -> bool:
+        """Start or wake co: now if this thread is at home, else queued to the home (rule 3; QEMU: aio_co_enter)."""
+        return self._mine(co).wake()
+
+    def schedule(self, co: Coroutine[Any] | CoroutineABC[Any, Any, Any]) -> bool:
+        """Start or wake co at home, never now (rule 3; QEMU: aio_co_schedule)."""
+        return self._mine(co).schedule()
+
+    def worker(self, fn: Callable[..., T], /, *args: Any) -> asyncio.Future[T]:
+        """Queue fn(*args) to this context's worker threads; await the result. Home thread.
+
+        contextvars go along. Cancelled while queued it does not run; while it runs, it is waited for.
+        """
+        if not self.is_current():
+            raise WrongThread(f"worker() of {self.name} called elsewhere; use to_worker() in a coroutine of it")
+        if self._pool is None:
+            self._pool = WorkerPool(self, *self._pool_limits)
+        return self._pool.submit(functools.partial(contextvars.copy_context().run, fn, *args))
+
+    def wait_while(self, predicate: Callable[[], object], timeout: float | None = None) -> bool:
+        """Wait until predicate() is false, serving the loop that this thread may serve meanwhile.
+
+        Return False if `timeout` seconds were over first. Who changes what predicate() looks at calls kick()
+        afterwards. Rule 11 says who may wait; else WouldDeadlock. Source: QEMU's AIO_WAIT_WHILE.
+        """
+        return waiting.wait_while(self, predicate, timeout)
+
+    def wait_done(self, co: Coroutine[Any], timeout: float | None) -> bool:
+        """Wait for the end of a coroutine of this context; False if the time is over first (rule 11)."""
+        return waiting.wait_done(co, timeout)
+
+    def poll(self, blocking: bool) -> bool:
+        """One iteration of the loop, inside whatever runs now; True if it made progress.
+
+        Home thread or who holds the big lock; a thread may also poll a context that nobody serves.
+        blocking: sleep until there is something to do; a bare notification also ends the sleep, without
+        progress. Outer work first; current task and contextvars are right at every level (rule 12).
+        Source: QEMU's aio_poll.
+        """
+        if self.home is None:
+            raise UsageError(f"{self.name} runs a {type(self.loop).__module__} loop: nested polls need homeloop's own")
+        if self.is_current():
+            return self._poll_here(self.home, blocking)
+        if self.home.home_ident is not None:
+            raise WrongThread(f"poll() of {self.name} in thread {threading.current_thread().name!r}: its home thread "
+                              f"polls it, or who holds the big lock")
+        with self.stand_in():
+            return self._poll_here(self.home, blocking)
+
+    @contextlib.contextmanager
+    def stand_in(self) -> Iterator[None]:
+        """Be in this context for the block, which nobody serves: under its big lock, else as its home."""
+        if self.is_current():
+            yield
+        elif self.gate is not None:
+            with self.gate:
+                yield
+        else:
+            self.begin_serving()
+            outer_loop = running_loop()
+            set_running_loop(self.loop)
+            try:
+                yield
+            finally:
+                set_running_loop(outer_loop)
+                self.end_serving()
+                waiting.kick()          # who slept because we served must look for itself
+
+    # -- of a loop of any make -------------------------------------------------------------------------
+
+    @staticmethod
+    def of(loop: asyncio.AbstractEventLoop | None = None) -> AioContext:
+        """Return the context of a running loop of any make; None: of the loop that runs in this thread.
+
+        A loop that is not homeloop's is adopted: its thread is the home as long as it runs. What such a loop
+        cannot do (poll, nested waits) says so. Call it in the loop's own thread, or pass a loop that has
+        been adopted before. NoRuntime (RuntimeError) without a running loop.
+        """
+        return adopt(loop)
+
+    def runs_in_this_thread(self) -> bool:
+        """Does the context's loop run in the calling thread?"""
+        return running_loop() is self.loop
+
+    # -- for the runtime: home thread or big lock -------------------------------------------------------
+
+    def check_open_locked(self) -> None:
+        """Raise ContextClosed if the context has ended."""
+        if self.inbox.closed:
+            raise ContextClosed(f"{self.name} has ended and takes no more work")
+
+    def queue(self, co: Coroutine[Any]) -> None:
+        """Step co in the next iteration, after what is ready."""
+        if self.home is not None:
+            self.home.queue(co)
+        else:
+            self.loop.call_soon(co)
+
+    def enter_here(self, co: Coroutine[Any]) -> None:
+        """Rule 3's enter, in a thread that is at home. co is SCHEDULED and in no queue."""
+        if self.running is not None:
+            self._wakes.append(co)
+        elif current_task(self.loop) is None:
+            self.run_chain(co)
+        else:
+            # An asyncio task runs; nobody tells us when it parks. The head of the ready queue is what
+            # runs right after it.
+            self._wakes.append(co)
+            if not self._wakes_queued:
+                self._wakes_queued = True
+                if self.home is not None:
+                    self.home.queue_first(_RunWakes(self))
+                else:
+                    self.loop.call_soon(_RunWakes(self))
+
+    def run_chain(self, co: Coroutine[Any]) -> None:
+        """Step co, then those that it woke, then those that they woke: depth first, in the order of the
+        wakes, with constant stack. Source: qemu_aio_coroutine_enter."""
+        self._chain.appendleft(co)
+        self._run_chain()
+
+    def _run_chain(self) -> None:
+        chain = self._chain
+        left = CHAIN_MAX
+        try:
+            while chain and left:
+                self.running = co = chain.popleft()
+                co.step()
+                if self._wakes:
+                    chain.extendleft(reversed(self._wakes))
+                    self._wakes.clear()
+                left -= 1
+        finally:
+            self.running = None
+            if chain or self._wakes:
+                self._chain_to_queue()
+
+    def _take_wakes(self) -> None:
+        self._chain.extendleft(reversed(self._wakes))
+        self._wakes.clear()
+
+    def _chain_to_queue(self) -> None:
+        """What the chain has not run goes to the head of the ready queue."""
+        self._take_wakes()
+        entries = list(self._chain)
+        self._chain.clear()
+        if self.home is None:
+            for co in entries:
+                self.loop.call_soon(co)
+        else:
+            for co in reversed(entries):
+                self.home.queue_first(co)
+
+    def suspend_running(self) -> Any:
+        """Step out of what runs now (a nested poll, or the home lets the big lock go). Undone by resume_running."""
+        task = current_task(self.loop)
+        if task is not None:
+            leave_task(self.loop, task)
+        running, self.running = self.running, None
+        thread.below.append(running)
+        return running, task
+
+    def resume_running(self, suspended: Any) -> None:
+        """Go on with what suspend_running() stepped out of."""
+        thread.below.pop()
+        self.running, task = suspended
+        if task is not None:
+            enter_task(self.loop, task)
+
+    def _poll_here(self, home: HomeLoop, blocking: bool) -> bool:
+        suspended = self.suspend_running()
+        try:
+            if self._wakes or self._chain:
+                self._take_wakes()
+                self._run_chain()
+                blocking = False
+                home.run_one(blocking=False)
+                return True
+            return home.run_one(blocking=blocking)
+        finally:
+            self.resume_running(suspended)
+            if blocking and get_ident() != home.home_ident:
+                self.inbox.notify()     # we may have taken a kick that was meant for the home
+
+    def discount_turn(self) -> None:
+        """What runs now is no progress."""
+        if self.home is not None:
+            self.home.turns -= 1
+
+    def notify_if_work(self) -> None:
+        """Wake a sleeping home if there is something to do (big lock, about to be let go)."""
+        if self.home is not None and self.home.has_work():
+            self.inbox.notify()
+
+    def report(self, what: dict[str, Any]) -> None:
+        """Hand an error that nobody waits for to the loop's exception handler."""
+        self.loop.call_exception_handler(what)
+
+    def begin_serving(self) -> None:
+        """Become the home (rule 1); until end_serving, it stays this thread."""
+        home, me = self.home, get_ident()
+        if thread.context is not None or thread.held is not None:
+            what = thread.context.name if thread.context is not None else "a big lock"
+            raise WrongState(f"this thread cannot serve {self.name}: it has {what}")
+        if home is not None:
+            with self.lock:
+                if home.home_ident is not None:
+                    raise WrongThread(f"{self.name} is served by another thread")
+                home.home_ident = me
+        thread.context = self
+        thread.runtime = thread.runtime or self.runtime
+        if self.gate is not None:
+            try:
+                self.gate.take(me)
+            except BaseException:
+                self._leave_home()
+                raise
+
+    def end_serving(self) -> None:
+        """Stop being the home."""
+        if self.gate is not None:
+            self.gate.hand_over()
+        self._leave_home()
+
+    def _leave_home(self) -> None:
+        thread.context = None
+        if thread.runtime is self.runtime:
+            thread.runtime = None
+        if self.home is not None:
+            self.home.home_ident = None
+
+    def close_inbox(self) -> None:
+        """End it: no more work; what nobody ran is cancelled. Home thread, its last act."""
+        for entry in self.inbox.close():
+            if isinstance(entry, Coroutine):
+                entry.abandon(asyncio.CancelledError(f"{self.name} has ended"))
+        if self._pool is not None:
+            self._pool.stop()
+        if self.runtime is not None and self.is_main():
+            self.runtime.forget()
+
+    # -- inside ----------------------------------------------------------------------------------------
+
+    def _schedule_new(self, co: Coroutine[Any]) -> None:
+        if not co.schedule():
+            co.abandon(asyncio.CancelledError())
+            raise ContextClosed(f"{self.name} has ended and takes no more work")
+
+    def _mine(self, co: Coroutine[Any] | CoroutineABC[Any, Any, Any]) -> Coroutine[Any]:
+        if not isinstance(co, Coroutine):
+            return self.create(co)
+        if co.context is not self:
+            raise UsageError(f"{co!r} is not at home in {self.name}; a coroutine's home never changes")
+        return co
+
+    def _kick_foreign(self) -> None:
+        """The inbox of a loop that is not ours: each kick is a callback there."""
+        try:
+            self.loop.call_soon_threadsafe(self._drain_foreign)
+        except RuntimeError:            # closed without telling us
+            self.inbox.closed = True
+
+    def _drain_foreign(self) -> None:
+        entries: deque[Any] = deque()
+        with self.lock:
+            self.inbox.take(entries)
+            self.inbox.rearm()
+        for entry in entries:
+            if not entry._cancelled:
+                entry._run()
+
+
+class _RunWakes:
+    """A ready-queue entry: what the asyncio task before it woke."""
+
+    _cancelled = False
+    _source_traceback = None
+
+    def __init__(self, context: AioContext) -> None:
+        self._context = context
+
+    def _run(self) -> None:
+        context = self._context
+        context._wakes_queued = False
+        context._take_wakes()
+        context._run_chain()
+
+    __call__ = _run
+
+
+_adopted: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AioContext] = weakref.WeakKeyDictionary()
+_adopted_lock = threading.Lock()            # a leaf; guards _adopted
+
+
+def adopt(loop: asyncio.AbstractEventLoop | None) -> AioContext:
+    """AioContext.of."""
+    here = running_loop()
+    if loop is None:
+        if here is None:
+            raise NoRuntime("no event loop runs in this thread")
+        loop = here
+    if isinstance(loop, HomeLoop):
+        return loop.context
+    with _adopted_lock:
+        context = _adopted.get(loop)
+        if context is None:
+            if loop is not here:
+                raise WrongThread(f"{loop!r} has no context yet: call AioContext.of() in the thread that runs it first")
+            context = AioContext(f"adopted-{len(_adopted) + 1}", loop=loop)
+            _adopted[loop] = context
+    if loop is here and thread.context is None:
+        thread.adopted = context
+    return context

@@ -1,0 +1,583 @@
+"""Coroutine: a coroutine object with a home. Any thread may wake it; it only ever runs at home.
+
+States and moves; `lock` is the inbox lock of the home context:
+
+    CREATED    -> SCHEDULED, RUNNING, DONE (cancelled before it began)
+    SCHEDULED  -> RUNNING                   in the inbox, the ready queue or the chain
+    RUNNING    -> PARKED, WAITING, SCHEDULED (bare yield), DONE
+    PARKED     -> SCHEDULED (woken or cancelled)                    under lock
+    WAITING    -> RUNNING                   the future that it awaits is done
+    DONE                                                            under lock
+
+Only the home moves it out of every state but CREATED and PARKED, so a thread elsewhere needs to know no
+more than: is it parked, has it ended, is a wake remembered. These three change under the lock.
+
+A wake is a permit (rule 4): it is remembered until a park takes it, one at most.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import enum
+import itertools
+import types
+from collections.abc import Callable, Coroutine as CoroutineABC, Generator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from homeloop.core.current import current_context
+from homeloop.core.loop import (
+    DIRECT,
+    HomeLoop,
+    enter_task,
+    leave_task,
+    register_task,
+    take_awaited,
+    unregister_task,
+)
+from homeloop.errors import WrongState
+
+if TYPE_CHECKING:
+    from homeloop.core.context import AioContext
+
+__all__ = ["Coroutine", "CoroutineState", "current_coroutine", "park"]
+
+T = TypeVar("T")
+
+
+class CoroutineState(enum.Enum):
+    """Where a Coroutine is. The values are for people."""
+
+    CREATED = "created"
+    SCHEDULED = "scheduled"
+    RUNNING = "running"
+    PARKED = "parked"
+    WAITING = "waiting"
+    DONE = "done"
+
+
+_CREATED = CoroutineState.CREATED
+_SCHEDULED = CoroutineState.SCHEDULED
+_RUNNING = CoroutineState.RUNNING
+_PARKED = CoroutineState.PARKED
+_WAITING = CoroutineState.WAITING
+_DONE = CoroutineState.DONE
+
+_numbers = itertools.count(1)           # next() of it is the one place that leans on a C function's atomicity
+
+
+class _Park:
+    """What park() yields to who drives the coroutine."""
+
+    __slots__ = ()
+
+
+_PARK = _Park()
+
+
+class Coroutine(Generic[T]):
+    """A coroutine object at home in a context: started by spawn(), enter() or schedule(), awaited from anywhere.
+
+    It stands in for an asyncio.Task where asyncio asks for one (`current_task`, `timeout`, `TaskGroup`), but
+    is no future: `await` works from any context, `result()` from any thread that may wait (rule 11).
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_cancels",
+        "_coro",
+        "_error",
+        "_exception",
+        "_fut_waiter",
+        "_live",
+        "_must_cancel",
+        "_name",
+        "_permit",
+        "_reason",
+        "_result",
+        "_state",
+        "_unretrieved",
+        "_vars",
+        "context",
+    )
+
+    _cancelled = False                  # as an entry of the ready queue: never struck out
+    _source_traceback = None            # ... and made nowhere that debug mode would show
+
+    def __init__(
+        self,
+        context: AioContext,
+        coro: CoroutineABC[Any, Any, T],
+        name: str | None = None,
+        variables: contextvars.Context | None = None,
+    ) -> None:
+        self.context = context                                  # the home; never changes
+        self._coro = coro                                       # home: stepped there only
+        self._vars = contextvars.copy_context() if variables is None else variables
+        self._name = name                                       # None until somebody asks
+        self._state = _CREATED                                  # see the table above
+        self._permit = False                                    # under lock: a wake is remembered
+        self._callbacks: list[Callable[[Coroutine[T]], None]] | None = None    # under lock
+        self._fut_waiter: Any = None                            # home: the future that it awaits
+        self._must_cancel = False                               # home: throw _error at the next step
+        self._cancels = 0                                       # home: cancel() less uncancel()
+        self._live = False                                      # home: known to the context and asyncio.all_tasks()
+
+    # -- asking: any thread, never waits ---------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """The name given, or coroutine-N."""
+        if self._name is None:
+            self._name = f"coroutine-{next(_numbers)}"
+        return self._name
+
+    @property
+    def state(self) -> CoroutineState:
+        """Where it is now; another thread may move it right behind the answer."""
+        return self._state
+
+    def done(self) -> bool:
+        """Has it ended: returned, raised or been cancelled?"""
+        return self._state is _DONE
+
+    def cancelled(self) -> bool:
+        """Has it ended by its cancellation?"""
+        return self._state is _DONE and isinstance(self._exception, asyncio.CancelledError)
+
+    def exception(self) -> BaseException | None:
+        """Return what it raised, None if it returned.
+
+        Raises CancelledError if it was cancelled, InvalidStateError if it has not ended.
+        """
+        if self._state is not _DONE:
+            raise asyncio.InvalidStateError(f"{self!r} has not ended")
+        if isinstance(self._exception, asyncio.CancelledError):
+            raise self._exception
+        self._retrieved()
+        return self._exception
+
+    def result(self, timeout: float | None = None) -> T:
+        """Wait for the end; return what it returned, or raise what it raised.
+
+        A thread without a context may wait for any coroutine; the main context's home (or who holds the big
+        lock) may too and serves the main loop meanwhile; an IOThread may wait only for its own. Else
+        WouldDeadlock, at once (rule 11). TimeoutError after `timeout` seconds; the coroutine goes on.
+        """
+        if self._state is not _DONE and not self.context.wait_done(self, timeout):
+            raise TimeoutError(f"{self!r} has not ended after {timeout} s")
+        return self.outcome()
+
+    def outcome(self) -> T:
+        """result() of a coroutine that has ended."""
+        if self._exception is not None:
+            self._retrieved()
+            try:
+                raise self._exception
+            finally:
+                self = None  # type: ignore[assignment]     # no cycle through the traceback's frame
+        return self._result  # type: ignore[no-any-return]
+
+    def __repr__(self) -> str:
+        what = getattr(self._coro, "__qualname__", type(self._coro).__name__)
+        state = self._state.value
+        if self._state is _PARKED and self._reason:
+            state += f" ({self._reason})"
+        elif self._state is _DONE and self._exception is not None:
+            state += f" ({type(self._exception).__name__})"
+        return f"<Coroutine {self.name} {what} {state} at {self.context.name}>"
+
+    # -- waking and cancelling: any thread, never waits ------------------------------------------------
+
+    def wake(self) -> bool:
+        """Resume it from its park: now if the calling thread is at its home, else queued to the home.
+
+        At home and inside a running coroutine it runs right after that one parks or ends; outside any, now,
+        on this stack (rule 3). Not parked: the wake is remembered for the next park. One that was only
+        created is started. False: it has ended, or a wake is remembered already. While you hold a lock
+        that the coroutine may take, use schedule(). Source: QEMU's aio_co_wake.
+        """
+        context = self.context
+        if not context.is_current():
+            return self.schedule()
+        with context.lock:
+            move = self._accept_wake_locked()
+        if move:
+            context.counters.entered += 1
+            context.enter_here(self)
+        return move is not None
+
+    def schedule(self) -> bool:
+        """Like wake(), but always queued to the home, never run now. Source: QEMU's aio_co_schedule."""
+        context = self.context
+        with context.lock:
+            if context.closed:
+                return False
+            move = self._accept_wake_locked()
+            if move:
+                context.inbox.put_locked(self)
+                context.counters.scheduled += 1
+        return move is not None
+
+    def _accept_wake_locked(self) -> bool | None:
+        """Take note of a wake. True: the caller must now run or queue it; False: remembered; None: refused."""
+        state = self._state
+        if state is _CREATED:
+            self._state = _SCHEDULED
+            return True
+        if self._permit or state is _DONE:
+            return None
+        self._permit = True
+        if state is not _PARKED:
+            return False
+        self._state = _SCHEDULED
+        return True
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Ask it to end by CancelledError, as asyncio.Task.cancel does. False if it has ended.
+
+        At home at once, from elsewhere as a message to the home. A wake that it has not taken stays
+        remembered.
+        """
+        if self._state is _DONE:
+            return False
+        if self.context.is_current():
+            return self._cancel_here(msg)
+        return self.context.try_post(self._cancel_here, msg)
+
+    def _cancel_here(self, msg: Any = None) -> bool:
+        with self.context.lock:
+            state = self._state
+            if state is _DONE:
+                return False
+            if state is _PARKED:
+                self._state = _SCHEDULED
+        self._cancels += 1
+        error = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
+        if state is _CREATED:
+            self.abandon(error)
+            return True
+        if self._fut_waiter is not None and self._fut_waiter.cancel(msg):
+            return True
+        self._must_cancel = True
+        self._error = error
+        if state is _PARKED:
+            self.context.queue(self)
+        return True
+
+    # -- what asyncio asks of a task: home thread ------------------------------------------------------
+
+    def cancelling(self) -> int:
+        """The number of cancel() calls less uncancel() calls, as asyncio.Task.cancelling."""
+        return self._cancels
+
+    def uncancel(self) -> int:
+        """Take one cancel() back, as asyncio.Task.uncancel (with 3.13's rule: at 0 nothing is thrown)."""
+        if self._cancels > 0:
+            self._cancels -= 1
+            if self._cancels == 0:
+                self._must_cancel = False
+        return self._cancels
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        """The loop of its home."""
+        return self.context.loop
+
+    def get_coro(self) -> CoroutineABC[Any, Any, T]:
+        """The coroutine object."""
+        return self._coro
+
+    def get_context(self) -> contextvars.Context:
+        """The contextvars.Context it runs in."""
+        return self._vars
+
+    def get_name(self) -> str:
+        """As asyncio.Task.get_name."""
+        return self.name
+
+    def set_name(self, value: object) -> None:
+        """As asyncio.Task.set_name."""
+        self._name = str(value)
+
+    def get_stack(self, *, limit: int | None = None) -> list[types.FrameType]:
+        """The frames of the suspended coroutine, outermost first; [] if it runs or has ended."""
+        frames: list[types.FrameType] = []
+        coro: Any = self._coro
+        while coro is not None and (limit is None or len(frames) < limit):
+            frame = getattr(coro, "cr_frame", None)
+            if frame is None:
+                break
+            frames.append(frame)
+            coro = coro.cr_await
+        return frames
+
+    def add_done_callback(self, fn: Callable[[Any], object], *, context: contextvars.Context | None = None) -> None:
+        """Call fn(self) from the home loop once it has ended, as asyncio does. Any thread."""
+        variables = contextvars.copy_context() if context is None else context
+        self.when_done(_LoopCallback(fn, variables))
+
+    def remove_done_callback(self, fn: Callable[[Any], object]) -> int:
+        """Forget fn; return how often it was registered. Any thread."""
+        with self.context.lock:
+            callbacks = self._callbacks or []
+            kept = [callback for callback in callbacks if getattr(callback, "fn", None) != fn]
+            if self._callbacks is not None:
+                self._callbacks = kept
+            return len(callbacks) - len(kept)
+
+    def when_done(self, callback: Callable[[Coroutine[T]], None]) -> None:
+        """Call callback(self) as soon as it has ended: now if it has, else on the home thread.
+
+        Any thread. For the runtime: the callback must neither wait nor raise, and posts what is long.
+        """
+        with self.context.lock:
+            if self._state is not _DONE:
+                if self._callbacks is None:
+                    self._callbacks = []
+                self._callbacks.append(callback)
+                return
+        callback(self)
+
+    # -- waiting ---------------------------------------------------------------------------------------
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        """Wait for the end, from a coroutine of any context or asyncio loop.
+
+        Cancelling the waiting coroutine cancels this one and waits for it, as with asyncio tasks.
+        """
+        if self._state is not _DONE:
+            yield from _Joined(self)
+        return self.outcome()
+
+    # -- running: home thread --------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """Entry of the ready queue."""
+        self.context.run_chain(self)
+
+    def __call__(self, _future: Any = None) -> None:
+        """As a callback of a loop that is not ours."""
+        self.context.run_chain(self)
+
+    def step(self) -> None:
+        """Run until it parks, waits or ends. The caller has checked that it may (SCHEDULED or WAITING)."""
+        loop = self.context.loop
+        self._state = _RUNNING
+        self._fut_waiter = None
+        enter_task(loop, self)  # type: ignore[arg-type]
+        try:
+            if self._must_cancel:
+                yielded = self._vars.run(self._coro.throw, self._take_error())
+            else:
+                yielded = self._vars.run(self._coro.send, None)
+        except StopIteration as stop:
+            leave_task(loop, self)  # type: ignore[arg-type]
+            if self._must_cancel:       # cancelled in its last step, as asyncio has it
+                self._finish(None, self._take_error())
+            else:
+                self._finish(stop.value, None)
+        except BaseException as exc:
+            leave_task(loop, self)  # type: ignore[arg-type]
+            self._finish(None, exc)
+            if isinstance(exc, KeyboardInterrupt | SystemExit):
+                raise
+        else:
+            leave_task(loop, self)  # type: ignore[arg-type]
+            self._suspended(yielded)
+
+    def _suspended(self, yielded: Any) -> None:
+        if not self._live:
+            self._live = True
+            self.context.coroutines.add(self)
+            register_task(self)  # type: ignore[arg-type]
+        if yielded is _PARK:
+            if self._must_cancel:
+                self._cancel_park()
+        elif yielded is None:
+            self._state = _SCHEDULED
+            self.context.queue(self)
+        else:
+            self._wait_for(yielded)
+
+    def _cancel_park(self) -> None:
+        """It was cancelled while it ran, then parked."""
+        with self.context.lock:
+            if self._state is not _PARKED:
+                return                  # woken right behind the park: it is queued already
+            self._state = _SCHEDULED
+        self.context.queue(self)
+
+    def _wait_for(self, yielded: Any) -> None:
+        awaited = take_awaited(yielded)
+        problem = None
+        if awaited is None:
+            problem = f"{self!r} got bad yield: {yielded!r}"
+        elif not awaited:
+            problem = f"yield was used instead of yield from in {self!r} with {yielded!r}"
+        elif yielded is self:
+            problem = f"{self!r} cannot await on itself"
+        elif yielded.get_loop() is not self.context.loop:
+            problem = f"{self!r} got future {yielded!r} attached to a different loop"
+        if problem is not None:
+            self._state = _SCHEDULED
+            self._must_cancel = True
+            self._error = RuntimeError(problem)
+            self.context.queue(self)
+            return
+        self._state = _WAITING
+        self._fut_waiter = yielded
+        if isinstance(self.context.loop, HomeLoop):
+            yielded.add_done_callback(self, context=DIRECT)
+        else:
+            yielded.add_done_callback(self)
+        if self._must_cancel and yielded.cancel(*self._error.args):
+            self._must_cancel = False
+
+    def _take_error(self) -> BaseException:
+        self._must_cancel = False
+        return self._error
+
+    def _finish(self, result: T | None, exception: BaseException | None) -> None:
+        context = self.context
+        self._result = result
+        self._exception = exception
+        self._unretrieved = None
+        if self._live:
+            self._live = False
+            context.coroutines.discard(self)
+            unregister_task(self)  # type: ignore[arg-type]
+        with context.lock:
+            self._state = _DONE
+            callbacks, self._callbacks = self._callbacks, None
+        if exception is not None and not callbacks and not isinstance(exception, asyncio.CancelledError):
+            self._unretrieved = _Unretrieved(self, exception)
+        if callbacks:
+            for callback in callbacks:
+                callback(self)
+
+    def abandon(self, error: BaseException) -> None:
+        """End it without a step: it never ran, or never will (home thread)."""
+        self._coro.close()
+        self._finish(None, error)
+
+    def _retrieved(self) -> None:
+        unretrieved, self._unretrieved = self._unretrieved, None
+        if unretrieved is not None:
+            unretrieved.context = None
+
+
+class _Unretrieved:
+    """Reports an exception that nobody looked at, when the coroutine is collected."""
+
+    def __init__(self, co: Coroutine[Any], exception: BaseException) -> None:
+        self.context: AioContext | None = co.context
+        self.text = f"exception of {co!r} was never retrieved"
+        self.exception = exception
+
+    def __del__(self) -> None:
+        if self.context is not None:
+            self.context.report({"message": self.text, "exception": self.exception})
+
+
+class _LoopCallback:
+    """A done callback in asyncio's manner: called by the home loop, in a contextvars.Context."""
+
+    def __init__(self, fn: Callable[[Any], object], variables: contextvars.Context) -> None:
+        self.fn = fn
+        self._variables = variables
+
+    def __call__(self, co: Coroutine[Any]) -> None:
+        co.context.try_post(self._variables.run, self.fn, co)
+
+
+class _Joined(asyncio.Future[None]):
+    """A future of the waiter's loop that ends with a coroutine of any context.
+
+    cancel() goes to that coroutine and the future stays pending until it has ended: so the waiter's
+    timeouts, task groups and uncancel() counts work as with an asyncio task (rule 10). A request that
+    found the coroutine ended already must not be lost: the future waits for the answer to each request,
+    and is cancelled itself if one came too late.
+    """
+
+    def __init__(self, co: Coroutine[Any]) -> None:
+        super().__init__(loop=asyncio.get_running_loop())
+        self._co = co
+        self._post = poster(self.get_loop())
+        self._unanswered = 0            # waiter's home: requests on their way
+        self._too_late: Any = None      # waiter's home: the arguments of a request that came too late
+        self._ended = False             # waiter's home
+        co.when_done(lambda _co: self._post(self._settle))
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Ask the coroutine to end; False if this future is done, or the coroutine has ended."""
+        if self.done():
+            return False
+        context = self._co.context
+        if context.is_current():
+            return self._co.cancel(msg)
+        if not context.try_post(self._forward, msg):
+            return False
+        self._unanswered += 1
+        return True
+
+    def _forward(self, msg: Any) -> None:           # the coroutine's home
+        self._post(self._answer, self._co.cancel(msg), msg)
+
+    def _answer(self, delivered: bool, msg: Any) -> None:
+        self._unanswered -= 1
+        if not delivered:
+            self._too_late = (msg,)
+        if self._ended:
+            self._settle()
+
+    def _settle(self) -> None:
+        self._ended = True
+        if self._unanswered or self.done():
+            return
+        if self._too_late is not None:
+            super().cancel(*self._too_late)
+        else:
+            self.set_result(None)
+
+
+def poster(loop: asyncio.AbstractEventLoop) -> Callable[..., object]:
+    """A function that posts (fn, *args) to the running loop from any thread, and does nothing once it is closed."""
+    context = current_context()
+    if context is not None and context.loop is loop:
+        return context.try_post
+
+    def post(fn: Callable[..., object], *args: Any) -> None:
+        with contextlib.suppress(RuntimeError):     # closed: nobody waits there any more
+            loop.call_soon_threadsafe(fn, *args)
+
+    return post
+
+
+def current_coroutine() -> Coroutine[Any] | None:
+    """Return the Coroutine that the calling code runs in; None outside any, and in plain asyncio tasks."""
+    context = current_context()
+    return None if context is None else context.running
+
+
+@types.coroutine
+def park(reason: str = "") -> Generator[Any, Any, None]:
+    """Suspend the running Coroutine until one wake (QEMU: yield); at once if a wake is remembered.
+
+    In a Coroutine only; WrongState elsewhere, also in a plain asyncio task: those have futures. On
+    cancellation raises CancelledError; a wake that came with it stays remembered. `reason` is for people.
+    """
+    context = current_context()
+    co = None if context is None else context.running
+    if co is None or context is None:
+        raise WrongState("park() outside a homeloop coroutine: start it with spawn(), run() or call()")
+    with context.lock:
+        if co._permit:
+            co._permit = False
+            return
+        co._reason = reason
+        co._state = _PARKED
+    yield _PARK
+    with context.lock:
+        co._permit = False

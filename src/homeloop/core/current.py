@@ -1,0 +1,53 @@
+"""Which context a thread is in (rule 1): a truthful answer, and None is one.
+
+QEMU's rule (qemu_get_current_aio_context since June 2021): the thread's own context first, the big
+lock second, None last. What a thread is, is registered by the thread itself, never inferred.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from homeloop.core.biglock import BigLock
+    from homeloop.core.context import AioContext
+    from homeloop.core.runtime import Runtime
+
+__all__ = ["ThreadState", "current_context", "thread"]
+
+
+class ThreadState(threading.local):
+    """What a thread is. Written by the thread itself only."""
+
+    context: AioContext | None = None       # whose home this thread is; set once while it serves it
+    held: BigLock | None = None             # the big lock that this thread holds (the newest, if several)
+    adopted: AioContext | None = None       # the context of a foreign loop that runs in this thread
+    runtime: Runtime | None = None          # to which runtime the thread belongs, if to any
+    suspended: object = None                # what a home thread was running when it let the big lock go
+
+    def __init__(self) -> None:             # called once per thread
+        self.guards: list[bool] = []        # for each `with big_lock:` around us: did it lock?
+        self.below: list[object] = []       # coroutines below a nested wait on this stack: they cannot go on
+
+
+thread = ThreadState()
+
+
+def current_context() -> AioContext | None:
+    """Return the context that the calling thread is in, or None.
+
+    Any thread, never waits. In this order: the context whose home the thread is; the main context of the
+    runtime whose big lock it holds; the context of a foreign loop that runs in it and was adopted; None.
+    Source: design rule 1; QEMU's qemu_get_current_aio_context.
+    """
+    context = thread.context
+    if context is not None:
+        return context
+    held = thread.held
+    if held is not None:
+        return held.context
+    adopted = thread.adopted
+    if adopted is not None and adopted.runs_in_this_thread():
+        return adopted
+    return None

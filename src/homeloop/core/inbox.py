@@ -1,0 +1,125 @@
+"""The one door into a context from other threads.
+
+Any thread puts entries; the thread that runs the context takes them. An entry that put() accepted is
+taken exactly once, in the order of the puts. Nothing here knows about event loops: how a sleeping home
+is woken is handed in as `kick`.
+
+The notify protocol (rule 7). Two things must never both happen: a producer that finds nobody asleep and
+does not kick, and a sleeper that finds no entry and sleeps. Both sides decide under `lock`, so there is
+one order of the two decisions, with or without the GIL:
+
+    sleeper                          producer
+    sleepers += 1                    entries.append(entry)
+    entries? then do not sleep       sleepers and not kicked? then kick
+
+While nobody sleeps, or a kick is already on its way, a put makes no system call.
+
+`lock` is re-entrant for one reason: a Python signal handler runs on the main thread between two
+bytecodes, perhaps inside these very methods, and may put. Each method is ordered so that a put from
+inside it is harmless; the order matters where a comment says so.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from homeloop.errors import ContextClosed
+
+__all__ = ["Inbox"]
+
+
+class Inbox:
+    """Carries entries from any thread to the thread that runs a context."""
+
+    __slots__ = ("_kick", "_kicked", "_settle", "_sleepers", "closed", "entries", "kicks", "lock", "name")
+
+    def __init__(self, name: str, kick: Callable[[], None], settle: Callable[[], None]) -> None:
+        self.name = name                            # for error texts
+        self._kick = kick                           # ends a sleep; must not block: runs under lock
+        self._settle = settle                       # takes back one kick; must not block: runs under lock
+        self.lock = threading.RLock()               # a leaf: nothing else is acquired under it
+        self.entries: deque[Any] = deque()          # under lock; may be looked at without, to save a lock
+        self._sleepers = 0                          # under lock: threads that sleep, or are about to
+        self._kicked = False                        # under lock: a kick was sent and not yet taken back
+        self.closed = False                         # under lock
+        self.kicks = 0                              # under lock: system calls that wakes have cost
+
+    def put(self, entry: Any) -> None:              # any thread, signal handlers too
+        """Queue an entry for the home. Raises ContextClosed after close()."""
+        with self.lock:
+            if self.closed:
+                raise ContextClosed(f"{self.name} has ended and takes no more work")
+            self.put_locked(entry)
+
+    def put_locked(self, entry: Any) -> None:       # with lock held, not closed
+        self.entries.append(entry)
+        if self._sleepers and not self._kicked:
+            # Under the lock on purpose: outside it, the home could end and close the file
+            # descriptor between our append and our kick.
+            self._kicked = True
+            self.kicks += 1
+            self._kick()
+
+    def notify(self) -> None:                       # any thread
+        """End a sleep of the home, if it sleeps; nothing is queued."""
+        with self.lock:
+            if self._sleepers and not self._kicked and not self.closed:
+                self._kicked = True
+                self.kicks += 1
+                self._kick()
+
+    def begin_sleep(self) -> bool:                  # home thread, or who stands in for it
+        """Announce a sleep. False: there is work, do not sleep (and do not call end_sleep)."""
+        with self.lock:
+            self._sleepers += 1          # before the look, for a signal handler between the two
+            if self.entries:
+                self._sleepers -= 1
+                return False
+            return True
+
+    def end_sleep(self) -> None:                    # the thread that began it
+        with self.lock:
+            self._sleepers -= 1
+            if self._kicked:
+                self._settle()           # before the flag: a put in between still counts on our take()
+                self._kicked = False
+
+    def always_kick(self) -> None:
+        """For a loop of another make, which does not say when it sleeps: the first put of a batch kicks."""
+        self._sleepers = 1
+
+    def rearm(self) -> None:                        # with lock held
+        """The batch has been taken: the next put kicks again."""
+        self._kicked = False
+
+    def sleeping(self) -> bool:
+        """Is a thread asleep, or about to be?"""
+        with self.lock:
+            return self._sleepers > 0
+
+    def take(self, into: deque[Any]) -> None:       # home thread, or who stands in for it
+        """Move all entries to the end of `into`."""
+        with self.lock:
+            # Exchanged, not copied and cleared: a signal handler between two such steps would put
+            # an entry that the clear then loses.
+            batch, self.entries = self.entries, deque()
+            into.extend(batch)
+
+    def close_if_empty(self) -> bool:               # home thread
+        """Refuse further puts, unless there are entries to take first."""
+        with self.lock:
+            if self.entries:
+                return False
+            self.closed = True
+            return True
+
+    def close(self) -> list[Any]:                   # home thread, its last act
+        """Refuse further puts; return what nobody took."""
+        with self.lock:
+            self.closed = True
+            left = list(self.entries)
+            self.entries.clear()
+            return left

@@ -1,0 +1,191 @@
+"""Threads that serve a context: IOThread for users, and the one under `with Runtime()`."""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import itertools
+import threading
+from collections.abc import Callable, Coroutine as CoroutineABC
+from types import TracebackType
+from typing import Any, TypeVar
+
+from homeloop.core.context import AioContext, adopt
+from homeloop.core.coroutine import Coroutine
+from homeloop.core.current import current_context, thread
+from homeloop.core.ending import end_context
+from homeloop.core.loop import HomeLoop
+from homeloop.core.registry import runtime_of_this_thread
+from homeloop.core.waiting import kick
+from homeloop.errors import UsageError, WouldDeadlock, WrongState
+
+__all__ = ["ContextThread", "IOThread"]
+
+T = TypeVar("T")
+_numbers = itertools.count(1)
+
+
+class _State(enum.Enum):
+    NEW = "new"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class ContextThread:
+    """A thread that is the home of one context from start() to stop() (rule 14)."""
+
+    def __init__(self, name: str, make: Callable[[], AioContext]) -> None:
+        self.name = name
+        self._make = make                                   # runs in the thread
+        self._lock = threading.Lock()                       # a leaf
+        self._state = _State.NEW                            # under _lock
+        self._context: AioContext | None = None             # set once, before start() returns
+        self._failure: BaseException | None = None          # what start-up raised
+        self._started = threading.Event()
+        self._ended = False                                 # set by the thread, its last act but a kick
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+
+    @property
+    def context(self) -> AioContext:
+        """The context that the thread serves; WrongState before start()."""
+        if self._context is None:
+            raise WrongState(f"{self.name} has not been started")
+        return self._context
+
+    def start(self) -> None:
+        """Start the thread; return when its loop runs. Raises what start-up raised. Any thread, once."""
+        with self._lock:
+            if self._state is not _State.NEW:
+                raise WrongState(f"{self.name} cannot be started: it is {self._state.value}")
+            self._state = _State.RUNNING
+        self._thread.start()
+        self._started.wait()
+        if self._failure is not None:
+            self._thread.join()
+            with self._lock:
+                self._state = _State.ENDED
+            raise self._failure
+
+    def stop(self) -> None:
+        """Run what was posted before, cancel what is left, wait for it, end the thread and join it.
+
+        Any thread that may wait for it (rule 11): the main context's home serves its loop meanwhile; from
+        itself or another IOThread WouldDeadlock. Twice is fine; before start() it only refuses a start.
+        """
+        if threading.current_thread() is self._thread:
+            raise WouldDeadlock(f"{self.name} would wait for its own end: stop it from another thread")
+        with self._lock:
+            state, self._state = self._state, _State.ENDED
+        if state is _State.NEW:
+            return
+        context = self.context
+        context.try_post(self._stop_loop)
+        here = current_context()
+        if here is not None:
+            (here if here.is_main() else context).wait_while(lambda: not self._ended)
+        self._thread.join()
+
+    def _stop_loop(self) -> None:               # home
+        self.context.loop.stop()
+
+    def _main(self) -> None:
+        try:
+            context = self._make()
+            self._context = context
+            context.begin_serving()
+            context.loop.call_soon(self._started.set)
+        except BaseException as exc:
+            self._failure = exc
+            self._started.set()
+            return
+        try:
+            context.loop.run_forever()
+            end_context(context)
+        finally:
+            context.end_serving()
+            self._ended = True
+            kick()
+
+
+class IOThread:
+    """A thread with a context of its own.
+
+    `with` it, or start() and stop(). loop_factory: a loop of another make (uvloop.new_event_loop); polling
+    and nested polls are then not available. poll_*: adaptive polling (rule 15), in nanoseconds.
+    worker_min, worker_max: the threads of its worker pool.
+    """
+
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None,
+        poll_max_ns: int | None = None,
+        poll_grow: int = 0,
+        poll_shrink: int = 0,
+        worker_min: int = 0,
+        worker_max: int = 64,
+    ) -> None:
+        self.name = name or f"iothread-{next(_numbers)}"
+        if not 0 <= worker_min <= worker_max or worker_max < 1:
+            raise UsageError(f"worker_min={worker_min}, worker_max={worker_max}: need 0 <= min <= max and max >= 1")
+        if min(poll_max_ns or 0, poll_grow, poll_shrink) < 0:
+            raise UsageError("poll_max_ns, poll_grow and poll_shrink must not be negative")
+        self.poll_max_ns = poll_max_ns
+        self.poll_grow = poll_grow
+        self.poll_shrink = poll_shrink
+        self._loop_factory = loop_factory
+        self._workers = (worker_min, worker_max)
+        self._runtime = runtime_of_this_thread()
+        self._thread = ContextThread(self.name, self._make_context)
+
+    def _make_context(self) -> AioContext:
+        loop = None if self._loop_factory is None else self._loop_factory()
+        if isinstance(loop, HomeLoop):
+            return adopt(loop)
+        low, high = self._workers
+        return AioContext(self.name, runtime=self._runtime, loop=loop, worker_min=low, worker_max=high)
+
+    @property
+    def context(self) -> AioContext:
+        """Its context; WrongState before start()."""
+        return self._thread.context
+
+    def start(self) -> IOThread:
+        """Start the thread; return when its loop runs. Raises what start-up raised."""
+        self._thread.start()
+        return self
+
+    def stop(self) -> None:
+        """Run what was posted before, cancel and await what is left, end the thread.
+
+        Any thread but itself (WouldDeadlock); the main context's home serves its loop meanwhile. Twice is fine.
+        """
+        self._thread.stop()
+
+    def __enter__(self) -> IOThread:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def spawn(self, coro: CoroutineABC[Any, Any, T], *, name: str | None = None) -> Coroutine[T]:
+        """AioContext.spawn on its context."""
+        return self.context.spawn(coro, name=name)
+
+    async def run(self, coro: CoroutineABC[Any, Any, T]) -> T:
+        """AioContext.run on its context."""
+        return await self.context.run(coro)
+
+    def call(self, coro: CoroutineABC[Any, Any, T], timeout: float | None = None) -> T:
+        """AioContext.call on its context."""
+        return self.context.call(coro, timeout)
+
+    def post(self, fn: Callable[..., object], /, *args: Any) -> None:
+        """AioContext.post on its context."""
+        self.context.post(fn, *args)
+
+    def __repr__(self) -> str:
+        return f"<IOThread {self.name} {self._thread._state.value}>"

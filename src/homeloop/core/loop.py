@@ -1,0 +1,496 @@
+"""The asyncio event loop inside a context: the only module that touches asyncio's private parts.
+
+What is used of them, and why:
+
+  events._set_running_loop, _get_running_loop   a thread that takes the big lock is in the main loop (rule 8)
+  tasks._enter_task, _leave_task                a Coroutine is asyncio.current_task() while it runs
+  tasks._register_task, _unregister_task        ... and asyncio.all_tasks() knows it while it waits
+  Future._asyncio_future_blocking               how `await future` reaches who drives a coroutine
+  BaseEventLoop._run_once, _ready, _scheduled,  one iteration, made re-entrant (rule 12); what a worker left
+    _stopping, _timer_cancelled_count,          behind when it lets the big lock go (rule 8)
+    _process_events, _current_handle
+  Handle._run, _cancelled, _scheduled, _when    the same iteration, and entries that need no Handle
+  BaseSelectorEventLoop._add_reader and the     ownership checks (rule 17): transports call these and not
+    like, _check_callback, _check_closed        the public ones
+  selectors.EpollSelector._selector, _fd_to_key waiting without the big lock, looking with it
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+import os
+import select
+import selectors
+import threading
+from asyncio import base_events, events, futures, tasks
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from homeloop.core.current import thread
+from homeloop.core.inbox import Inbox
+from homeloop.errors import WrongThread
+
+if TYPE_CHECKING:
+    from homeloop.core.biglock import BigLock
+    from homeloop.core.context import AioContext
+
+__all__ = [
+    "DIRECT",
+    "Future",
+    "HomeLoop",
+    "HomeSelector",
+    "current_task",
+    "enter_task",
+    "leave_task",
+    "register_task",
+    "running_loop",
+    "set_running_loop",
+    "take_awaited",
+    "unregister_task",
+]
+
+get_ident = threading.get_ident
+
+running_loop = events._get_running_loop
+set_running_loop = events._set_running_loop
+enter_task = tasks._enter_task
+leave_task = tasks._leave_task
+register_task = tasks._register_task
+unregister_task = tasks._unregister_task
+current_task = tasks.current_task
+
+# A future's callback that is registered with this contextvars.Context is an entry for the ready queue as
+# it stands: it has _run() and _cancelled, and enters a Context of its own. Saves the Handle.
+DIRECT = contextvars.Context()
+
+_set_result = asyncio.Future.set_result
+_set_exception = asyncio.Future.set_exception
+_cancel = asyncio.Future.cancel
+
+_FAR = float("inf")
+_CALLS = "use context.post(), context.spawn() or loop.call_soon_threadsafe() from other threads"
+
+
+def take_awaited(yielded: Any) -> bool | None:
+    """What did a coroutine yield: True, a future that it awaits; False, a future it should not have
+    yielded (`yield` instead of `yield from`); None, no future. A True answer takes the mark away."""
+    blocking = getattr(yielded, "_asyncio_future_blocking", None)
+    if blocking:
+        yielded._asyncio_future_blocking = False
+        return True
+    return None if blocking is None else False
+
+
+class Future(asyncio.Future[Any]):
+    """An asyncio future that only its loop's home may settle (rule 17).
+
+    asyncio's own lets any thread change it and then never wakes the waiter.
+    """
+
+    def set_result(self, result: Any, /) -> None:
+        """Settle with a result. Home thread (or big lock); WrongThread elsewhere, nothing changed."""
+        loop: Any = self._loop
+        if get_ident() != loop.home_ident:
+            loop.check_home("Future.set_result")
+        _set_result(self, result)
+
+    def set_exception(self, exception: Any, /) -> None:
+        """Settle with an exception. Home thread (or big lock); WrongThread elsewhere, nothing changed."""
+        loop: Any = self._loop
+        if get_ident() != loop.home_ident:
+            loop.check_home("Future.set_exception")
+        _set_exception(self, exception)
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Cancel. Home thread (or big lock); WrongThread elsewhere, nothing changed."""
+        loop: Any = self._loop
+        if get_ident() != loop.home_ident:
+            loop.check_home("Future.cancel")
+        return _cancel(self, msg)
+
+
+class HomeSelector(selectors.DefaultSelector):
+    """A selector that sleeps without the big lock, and looks at what it found with it.
+
+    While the lock was away another thread may have closed a file descriptor, given its number to a new
+    one, or served what became ready. What was seen in the sleep is therefore only a hint: if anything
+    changed meanwhile (`_epoch`), it is thrown away and asked for again, with the lock.
+    """
+
+    loop: HomeLoop
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._epoch = 0                                         # home or big lock: changes of the set, selects
+        raw = getattr(self, "_selector", None)
+        self._epoll = raw if hasattr(select, "epoll") and isinstance(raw, select.epoll) else None
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        self._epoch += 1
+        return super().register(fileobj, events, data)
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        self._epoch += 1
+        return super().unregister(fileobj)
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        self._epoch += 1
+        return super().modify(fileobj, events, data)
+
+    def watch_kick(self, fd: int) -> None:
+        """Let fd end a sleep; it is nobody's reader and is never reported."""
+        if self._epoll is not None:
+            self._epoll.register(fd, select.EPOLLIN)
+        else:
+            super().register(fd, selectors.EVENT_READ, (None, None))
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        loop = self.loop
+        if (timeout is not None and timeout <= 0) or not loop.inbox.begin_sleep():
+            # A sleep of 0 gives the lock up too. Where nobody waits for it that changes nothing anybody
+            # can see, and is left out.
+            if loop.gate is not None and loop.gate.contended():
+                self._pass_on(loop.gate)
+            return self._look(0)
+        epoch = self._epoch
+        gate = loop.gate
+        if gate is None:
+            try:
+                return self._look(timeout)
+            finally:
+                loop.inbox.end_sleep()
+        loop.sleeps_until = _FAR if timeout is None else loop.time() + timeout
+        gate.hand_over()
+        found: Any = None
+        try:
+            found = self._wait(timeout)
+        finally:
+            loop.inbox.end_sleep()
+            gate.take_back(get_ident())
+        if epoch != self._epoch:
+            found = self._wait(0)
+        self._epoch += 1
+        return self._report(found)
+
+    def _pass_on(self, gate: BigLock) -> None:
+        gate.hand_over()
+        gate.take_back(get_ident())
+
+    def _look(self, timeout: float | None) -> list[tuple[selectors.SelectorKey, int]]:
+        self._epoch += 1
+        return self._report(self._wait(timeout))
+
+    def _wait(self, timeout: float | None) -> Any:
+        """Sleep at most `timeout` seconds; touches nothing of ours, so no lock is needed."""
+        if self._epoll is None:
+            return super().select(timeout)
+        # epoll_wait() has a resolution of 1 ms; poll() rounds up, never busy-loops before a timer.
+        return self._epoll.poll(-1 if timeout is None else timeout, len(self._fd_to_key) + 1)
+
+    def _report(self, found: Any) -> list[tuple[selectors.SelectorKey, int]]:
+        if self._epoll is None:
+            return [(key, mask) for key, mask in found if key.data != (None, None)]
+        if not found:
+            return []
+        ready = []
+        keys = self._fd_to_key
+        for fd, event in found:
+            key = keys.get(fd)
+            if key is not None:
+                mask = 0
+                if event & ~select.EPOLLIN:
+                    mask |= selectors.EVENT_WRITE
+                if event & ~select.EPOLLOUT:
+                    mask |= selectors.EVENT_READ
+                ready.append((key, mask & key.events))
+        return ready
+
+
+class HomeLoop(asyncio.SelectorEventLoop):
+    """asyncio's selector loop with a home: ownership checks, an inbox, re-entrant iterations.
+
+    Methods as in asyncio, for the home thread or who holds the big lock; WrongThread elsewhere.
+    call_soon_threadsafe and what AioContext offers are for any thread.
+    """
+
+    def __init__(self, context: AioContext) -> None:
+        self.context = context
+        self.home_ident: int | None = None                      # thread that serves the loop; None: nobody does
+        self.gate: BigLock | None = None                        # the big lock, in a main loop that has one
+        self.sleeps_until = 0.0                                 # big lock: till when a sleep without it lasts
+        self.turns = 0                                          # home: entries run, without those that do not count
+        self._todo = 0                                          # home: entries left of the current iteration
+        self._kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if hasattr(os, "eventfd") else -1
+        self.inbox = Inbox(context.name, self._kick, self._settle)
+        selector = HomeSelector()
+        selector.loop = self
+        super().__init__(selector)
+        if self._kick_fd >= 0:
+            selector.watch_kick(self._kick_fd)
+
+    # -- ownership -----------------------------------------------------------------------------------
+
+    def check_home(self, what: str) -> None:
+        """Raise WrongThread unless the calling thread may run this loop's code, or nobody serves it."""
+        if self.home_ident is None:
+            return
+        me = get_ident()
+        if me == self.home_ident or (self.gate is not None and self.gate._holder == me):
+            return
+        name = threading.current_thread().name
+        raise WrongThread(f"{what} of {self.context.name} called in thread {name!r}, not at home; {_CALLS}")
+
+    def call_soon(
+        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> Any:
+        if get_ident() != self.home_ident:
+            self.check_home("loop.call_soon")
+        if context is DIRECT:
+            self._ready.append(callback)
+            return callback
+        if self._closed:
+            self._check_closed()
+        if self._debug:
+            self._check_callback(callback, "call_soon")
+        handle = events.Handle(callback, args, self, context)
+        if handle._source_traceback:
+            del handle._source_traceback[-1]
+        self._ready.append(handle)
+        return handle
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.TimerHandle:
+        if get_ident() != self.home_ident:
+            self.check_home("loop.call_at")
+        return super().call_at(when, callback, *args, context=context)
+
+    def call_soon_threadsafe(
+        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        """As in asyncio: any thread, signal handlers too."""
+        self._check_closed()
+        if self._debug:
+            self._check_callback(callback, "call_soon_threadsafe")
+        handle = events.Handle(callback, args, self, context)
+        if handle._source_traceback:
+            del handle._source_traceback[-1]
+        me = get_ident()
+        if (me == self.home_ident or (self.gate is not None and self.gate._holder == me)) and not self.inbox.sleeping():
+            # In turn with what call_soon queues. Asleep at home means: in a signal handler.
+            self._ready.append(handle)
+        else:
+            self.inbox.put(handle)
+        return handle
+
+    def _check_thread(self) -> None:
+        self.check_home("a method")     # asyncio's debug mode asks this; always-on checks come first
+
+    def create_task(self, coro: Any, **kwargs: Any) -> asyncio.Task[Any]:
+        if get_ident() != self.home_ident:
+            try:
+                self.check_home("loop.create_task")
+            except WrongThread:
+                if hasattr(coro, "close"):
+                    coro.close()
+                raise
+        if self._task_factory is not None:
+            return super().create_task(coro, **kwargs)
+        self._check_closed()
+        task = tasks.Task(coro, loop=self, **kwargs)
+        if task._source_traceback:
+            del task._source_traceback[-1]
+        return task
+
+    def create_future(self) -> Future:
+        return Future(loop=self)
+
+    def _add_reader(self, fd: Any, callback: Any, *args: Any) -> Any:
+        self.check_home("loop.add_reader")
+        return super()._add_reader(fd, callback, *args)
+
+    def _remove_reader(self, fd: Any) -> Any:
+        self.check_home("loop.remove_reader")
+        return super()._remove_reader(fd)
+
+    def _add_writer(self, fd: Any, callback: Any, *args: Any) -> Any:
+        self.check_home("loop.add_writer")
+        return super()._add_writer(fd, callback, *args)
+
+    def _remove_writer(self, fd: Any) -> Any:
+        self.check_home("loop.remove_writer")
+        return super()._remove_writer(fd)
+
+    # -- entries -------------------------------------------------------------------------------------
+
+    def queue(self, entry: Any) -> None:            # home or big lock
+        """Run entry._run() in the next iteration, after what is ready."""
+        self._ready.append(entry)
+
+    def queue_first(self, entry: Any) -> None:      # home or big lock
+        """Run entry._run() before anything else that is ready, in this iteration if one is under way."""
+        self._ready.appendleft(entry)
+        self._todo += 1
+
+    def has_work(self) -> bool:                     # big lock
+        """Would the loop, were it not asleep, do something now, or before it wakes by itself?"""
+        if self._ready or self._stopping:
+            return True
+        scheduled = self._scheduled
+        return bool(scheduled) and scheduled[0]._when < self.sleeps_until
+
+    def take_if_alone(self, entry: Any) -> bool:    # big lock
+        """Take entry out of the ready queue, if it is there and nothing and nobody else wants to run."""
+        ready = self._ready
+        if len(ready) != 1 or ready[0] is not entry or self.inbox.entries:
+            return False
+        if self.gate is not None and self.gate.contended():
+            return False
+        ready.clear()
+        if self.has_work():             # a timer that the home does not know of yet
+            ready.append(entry)
+            return False
+        return True
+
+    def _kick(self) -> None:
+        if self._kick_fd >= 0:
+            os.eventfd_write(self._kick_fd, 1)
+        else:
+            self._write_to_self()
+
+    def _settle(self) -> None:
+        if self._kick_fd >= 0:
+            os.eventfd_read(self._kick_fd)
+
+    # -- iterations ----------------------------------------------------------------------------------
+
+    def run_forever(self) -> None:
+        """As in asyncio. The calling thread is the home until this returns."""
+        self._check_closed()
+        self._check_running()
+        if thread.context is self.context:      # served already, around several runs of the loop
+            super().run_forever()
+            return
+        self.context.begin_serving()
+        try:
+            super().run_forever()
+        finally:
+            self.context.end_serving()
+
+    def run_one(self, *, blocking: bool) -> bool:   # home or big lock
+        """One iteration, inside another or on its own; True if it ran anything that counts as progress."""
+        if not blocking:
+            # As if something were ready: the sleep is one of 0.
+            self._ready.append(_NOTHING)
+            self.turns -= 1
+        before = self.turns
+        self._run_once()
+        return self.turns > before
+
+    def _run_once(self) -> None:
+        """asyncio's iteration, re-entrant, and with an inbox.
+
+        What an iteration has not run yet stays at the head of the ready queue, counted in `_todo`: a
+        nested iteration runs it first, and leaves nothing of it for the outer one to run twice (rule 12).
+        """
+        scheduled = self._scheduled
+        if len(scheduled) > base_events._MIN_SCHEDULED_TIMER_HANDLES:
+            scheduled = self._drop_cancelled_timers()
+        while scheduled and scheduled[0]._cancelled:
+            self._timer_cancelled_count -= 1
+            heapq.heappop(scheduled)._scheduled = False
+        ready = self._ready
+        if ready or self._stopping:
+            timeout: float | None = 0
+        elif scheduled:
+            timeout = min(max(0, scheduled[0]._when - self.time()), base_events.MAXIMUM_SELECT_TIMEOUT)
+        else:
+            timeout = None
+        event_list = self._selector.select(timeout)
+        if event_list:
+            self._process_events(event_list)
+            event_list = None           # breaks a cycle when an exception occurs
+        if self.inbox.entries:          # a miss is caught before the next sleep, under the inbox's lock
+            self.inbox.take(ready)
+        scheduled = self._scheduled     # a worker may have changed it during the select
+        if scheduled:
+            end_time = self.time() + self._clock_resolution
+            while scheduled and scheduled[0]._when < end_time:
+                handle = heapq.heappop(scheduled)
+                handle._scheduled = False
+                ready.append(handle)
+        self._todo = len(ready)
+        self.turns += self._todo
+        if self._debug:
+            self._run_ready_slowly()
+            return
+        while self._todo > 0:
+            self._todo -= 1
+            handle = ready.popleft()
+            if handle._cancelled:
+                self.turns -= 1
+            else:
+                handle._run()
+
+    def _run_ready_slowly(self) -> None:
+        """Debug mode: name the callbacks that take long."""
+        ready = self._ready
+        while self._todo > 0:
+            self._todo -= 1
+            handle = ready.popleft()
+            if handle._cancelled:
+                self.turns -= 1
+                continue
+            try:
+                self._current_handle = handle
+                start = self.time()
+                handle._run()
+                took = self.time() - start
+                if took >= self.slow_callback_duration:
+                    what = base_events._format_handle(handle)
+                    base_events.logger.warning("Executing %s took %.3f seconds", what, took)
+            finally:
+                self._current_handle = None
+
+    def _drop_cancelled_timers(self) -> list[Any]:
+        scheduled = self._scheduled
+        fraction = self._timer_cancelled_count / len(scheduled)
+        if fraction > base_events._MIN_CANCELLED_TIMER_HANDLES_FRACTION:
+            kept = []
+            for handle in scheduled:
+                if handle._cancelled:
+                    handle._scheduled = False
+                else:
+                    kept.append(handle)
+            heapq.heapify(kept)
+            self._scheduled = kept
+            self._timer_cancelled_count = 0
+        return self._scheduled
+
+    def close(self) -> None:
+        """As in asyncio; the context takes no more work, coroutines that wait for it are cancelled."""
+        if self.is_running():
+            raise RuntimeError("Cannot close a running event loop")
+        if self.is_closed():
+            return
+        self.context.close_inbox()
+        super().close()
+        if self._kick_fd >= 0:
+            os.close(self._kick_fd)
+            self._kick_fd = -1
+
+
+class _Nothing:
+    """An entry that does nothing: makes the next sleep one of 0."""
+
+    _cancelled = False
+    _source_traceback = None
+
+    def _run(self) -> None:
+        pass
+
+
+_NOTHING = _Nothing()

@@ -1,0 +1,214 @@
+"""Waiting from synchronous code: call(), result(), wait_while() and kick() (rules 9 and 11).
+
+Who may wait for whom:
+
+    a thread without a context                      for any; it sleeps
+    the main context's home, who holds the big lock for any; the main loop is served meanwhile
+    an IOThread                                     for its own, which it serves meanwhile
+
+Anything else raises WouldDeadlock at once: a hang is never the answer where we can know.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from homeloop.core.current import current_context, thread
+from homeloop.errors import WouldDeadlock
+
+if TYPE_CHECKING:
+    from homeloop.core.biglock import BigLock
+    from homeloop.core.context import AioContext
+    from homeloop.core.coroutine import Coroutine
+
+__all__ = ["drive", "finish_call", "kick", "wait_done", "wait_while"]
+
+T = TypeVar("T")
+
+
+class _Gate:
+    """What one thread sleeps on. open() is for any thread and sticks."""
+
+    __slots__ = ("_lock",)
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def open(self, _cause: object = None) -> None:
+        try:
+            self._lock.release()
+        except RuntimeError:        # open already; threading promises this error for an unlocked Lock
+            pass
+
+    def wait(self, timeout: float | None) -> bool:
+        return self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
+
+
+def drive(context: AioContext, gate: BigLock, co: Coroutine[Any]) -> None:
+    """Run a fresh coroutine of the main context in this thread, which has no context, as far as it goes.
+
+    Returns when it has ended or waits for something that is not ready. A bare yield (`sleep(0)`) is
+    ready: where nothing else is, and nobody waits for the lock, it goes on right here.
+    """
+    held = gate.held()
+    if held:
+        suspended = context.suspend_running()       # we may be inside a coroutine that we entered
+    else:
+        gate.acquire()
+    try:
+        with context.lock:
+            co._accept_wake_locked()
+        context.run_chain(co)
+        home = context.home
+        assert home is not None
+        while not co.done() and home.take_if_alone(co):
+            context.run_chain(co)
+        if co.done():
+            context.counters.calls_driven += 1
+        else:
+            context.counters.calls_handed_over += 1
+    finally:
+        if held:
+            context.resume_running(suspended)
+        else:
+            gate.release()
+
+
+def finish_call(co: Coroutine[T], timeout: float | None) -> T:
+    """The second half of call(): wait, and on time-out or Ctrl-C cancel and wait again."""
+    try:
+        in_time = co.done() or wait_done(co, timeout)
+    except WouldDeadlock:
+        co.cancel()
+        raise
+    except BaseException:
+        co.cancel()
+        wait_done(co, None)
+        raise
+    if not in_time:
+        co.cancel()
+        wait_done(co, None)
+        raise TimeoutError(f"{co!r} did not end within {timeout} s")
+    return co.outcome()
+
+
+def wait_done(co: Coroutine[Any], timeout: float | None) -> bool:
+    """Wait for the end of co; False if `timeout` seconds are over first."""
+    if co.done():
+        return True
+    here = _check_may_wait(co.context)
+    if here is co.context and co in (*thread.below, here.running):
+        raise WouldDeadlock(f"{co!r} would wait for itself")
+    waiter = _Waiter()
+    co.when_done(waiter.kick)
+    return waiter.wait(here or co.context, co.done, timeout)
+
+
+def wait_while(context: AioContext, predicate: Callable[[], object], timeout: float | None) -> bool:
+    """AioContext.wait_while."""
+    here = _check_may_wait(context)
+    return _Waiter().wait(here or context, lambda: not predicate(), timeout)
+
+
+def kick() -> None:
+    """Make every wait_while() look at its predicate again. Any thread, never waits.
+
+    Call it after the change that a predicate looks at. Source: QEMU's aio_wait_kick; the barrier that it
+    once lacked is `_waiters_lock`, which waiter and kicker both take.
+    """
+    with _waiters_lock:
+        waiters = list(_waiters)
+    for waiter in waiters:
+        waiter.kick()
+
+
+_waiters_lock = threading.Lock()            # a leaf
+_waiters: set[_Waiter] = set()              # under _waiters_lock
+
+
+class _Waiter:
+    """One wait of one thread."""
+
+    def __init__(self) -> None:
+        self._gate = _Gate()
+        self._kicked = False                        # under _waiters_lock
+        self._served: AioContext | None = None      # under _waiters_lock: what the thread serves while it waits
+
+    def kick(self, _cause: object = None) -> None:
+        """Make it look again. Any thread."""
+        with _waiters_lock:
+            self._kicked = True
+            served = self._served
+        if served is not None:
+            served.try_post(_nothing)
+        self._gate.open()
+
+    def wait(self, context: AioContext, satisfied: Callable[[], object], timeout: float | None) -> bool:
+        """Wait until satisfied(), in the way that this thread may; False if `timeout` seconds are over first.
+
+        context: the one that this thread is in, else the one that it waits for.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        with _waiters_lock:
+            _waiters.add(self)              # before the first look: a kick after it is not missed
+        try:
+            while True:
+                with _waiters_lock:
+                    self._kicked = False    # before the look: a kick behind it must not be taken for seen
+                if satisfied():
+                    return True
+                if end is not None and time.monotonic() >= end:
+                    return False
+                self._wait_once(context, None if end is None else end - time.monotonic())
+        finally:
+            with _waiters_lock:
+                _waiters.discard(self)
+
+    def _wait_once(self, context: AioContext, left: float | None) -> None:
+        """Sleep until a kick, or serve one iteration."""
+        gate = context.gate
+        if context.home is None or context.closed or _home_serves(context):
+            if gate is not None and gate.held():
+                with gate.released():
+                    self._gate.wait(left)
+            else:
+                self._gate.wait(left)
+            return
+        with _waiters_lock:
+            if self._kicked:
+                return
+            self._served = context
+        try:
+            with context.stand_in():
+                alarm = None if left is None else context.loop.call_later(left, _nothing)
+                try:
+                    context.poll(True)
+                finally:
+                    if alarm is not None:
+                        alarm.cancel()
+        finally:
+            with _waiters_lock:
+                self._served = None
+
+
+def _nothing() -> None:
+    """Posted to end a sleep: unlike a bare notification it cannot come between a look and the sleep."""
+
+
+def _check_may_wait(target: AioContext) -> AioContext | None:
+    """Rule 11. Return the context that the calling thread is in."""
+    here = current_context()
+    if here is None or here is target or here.is_main():
+        return here
+    raise WouldDeadlock(f"thread {threading.current_thread().name!r} is at home in {here.name} and would wait for "
+                        f"{target.name}: an IOThread may wait only for itself; use `await` or `await context.run(...)`")
+
+
+def _home_serves(context: AioContext) -> bool:
+    """Does another thread serve context, so that this one may sleep?"""
+    home = context.home
+    return thread.context is not context and home is not None and home.home_ident is not None and not context.home_away

@@ -1,0 +1,189 @@
+"""Worker threads: blocking functions off the loop, awaited from it (rule 16).
+
+One pool per context. A thread is made when work is queued and no thread is idle, up to `maximum`; one that
+is idle for 10 s ends, down to `minimum`. Source: QEMU's util/thread-pool.c (behaviour; see design rule 16).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from homeloop.core.current import current_context, thread
+from homeloop.errors import ContextClosed, NoRuntime, UsageError
+
+if TYPE_CHECKING:
+    from homeloop.core.context import AioContext
+
+__all__ = ["WorkerPool", "to_worker"]
+
+T = TypeVar("T")
+IDLE_END_S = 10.0           # QEMU's worker idle time-out
+
+
+class _Work(asyncio.Future[Any]):
+    """One call. A future of the context's loop: cancelling it takes the call out of the queue, or waits for it."""
+
+    def __init__(self, pool: WorkerPool, fn: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self.pool = pool
+        self.fn = fn
+        self.cancel_message: Any = None         # home
+        self.cancel_wanted = False              # home: cancelled while it ran
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Cancel now if it is still queued; else once it has run, whose result is then dropped."""
+        if self.done():
+            return False
+        if self.pool.withdraw(self):
+            return super().cancel(msg)
+        self.cancel_wanted = True
+        self.cancel_message = msg
+        return True
+
+    def complete(self, result: Any, exception: BaseException | None) -> None:       # home
+        if self.cancel_wanted:
+            super().cancel(self.cancel_message)
+        elif exception is not None:
+            if isinstance(exception, StopIteration):        # a future cannot carry one
+                exception = RuntimeError(f"{self.fn!r} raised StopIteration")
+            self.set_exception(exception)
+        else:
+            self.set_result(result)
+
+
+class WorkerPool:
+    """The worker threads of one context."""
+
+    def __init__(self, context: AioContext, minimum: int = 0, maximum: int = 64) -> None:
+        if minimum < 0 or maximum < 1 or minimum > maximum:
+            raise UsageError(f"worker_min={minimum}, worker_max={maximum}: need 0 <= min <= max and max >= 1")
+        self.context = context
+        self.minimum = minimum
+        self.maximum = maximum
+        self._lock = threading.Lock()                   # a leaf
+        self._work: deque[_Work] = deque()              # under _lock; FIFO
+        self._idle: deque[threading.Lock] = deque()     # under _lock; gates of idle threads, newest last
+        self._threads: set[threading.Thread] = set()    # under _lock
+        self._stopping = False                          # under _lock
+        self._done: deque[tuple[_Work, Any, BaseException | None]] = deque()    # under _lock: to hand over
+        self._handing_over = False                      # under _lock: a message to the home is on its way
+        self._started = 0                               # under _lock: threads ever made
+        self._completed = 0                             # under _lock
+
+    def submit(self, fn: Callable[[], T]) -> asyncio.Future[T]:
+        """Queue fn() and return its future (home thread)."""
+        work = _Work(self, fn, self.context.loop)
+        with self._lock:
+            if self._stopping:
+                raise ContextClosed(f"the workers of {self.context.name} have ended")
+            self._work.append(work)
+            if self._idle:
+                self._idle.pop().release()
+            elif len(self._threads) < self.maximum:
+                self._start_locked()
+        return work
+
+    def withdraw(self, work: _Work) -> bool:
+        """Take queued work back. False: it runs, or has run."""
+        with self._lock:
+            try:
+                self._work.remove(work)
+            except ValueError:
+                return False
+            return True
+
+    def stop(self) -> None:
+        """Let the queue run empty, end the threads and wait for them. Any thread but a worker; twice is fine."""
+        with self._lock:
+            self._stopping = True
+            while self._idle:
+                self._idle.pop().release()
+            threads = list(self._threads)
+        for worker in threads:
+            worker.join()
+
+    def statistics(self) -> dict[str, int]:
+        """Return counts: threads, idle ones, queued and completed calls."""
+        return {
+            "threads": len(self._threads),
+            "idle": len(self._idle),
+            "queued": len(self._work),
+            "started": self._started,
+            "completed": self._completed,
+        }
+
+    def _start_locked(self) -> None:
+        self._started += 1
+        worker = threading.Thread(
+            target=self._serve, name=f"{self.context.name}-worker-{self._started}", daemon=True
+        )
+        self._threads.add(worker)
+        worker.start()
+
+    def _serve(self) -> None:               # a worker thread
+        thread.runtime = self.context.runtime
+        try:
+            while (work := self._next()) is not None:
+                try:
+                    outcome: tuple[Any, BaseException | None] = (work.fn(), None)
+                except BaseException as exc:        # its place is at the waiter, whatever it is
+                    outcome = (None, exc)
+                self._hand_over(work, *outcome)
+                del work, outcome
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    def _next(self) -> _Work | None:
+        """Wait for work. None: end."""
+        idle_until = time.monotonic() + IDLE_END_S
+        while True:
+            with self._lock:
+                if self._work:
+                    return self._work.popleft()
+                if self._stopping:
+                    return None
+                if time.monotonic() >= idle_until and len(self._threads) > self.minimum:
+                    self._threads.discard(threading.current_thread())
+                    return None
+                gate = threading.Lock()
+                gate.acquire()
+                self._idle.append(gate)
+            if not gate.acquire(timeout=IDLE_END_S):
+                with self._lock:
+                    if gate in self._idle:
+                        self._idle.remove(gate)
+
+    def _hand_over(self, work: _Work, result: Any, exception: BaseException | None) -> None:
+        with self._lock:
+            self._completed += 1
+            self._done.append((work, result, exception))
+            if self._handing_over:
+                return                          # one message carries all that are done by the time it arrives
+            self._handing_over = True
+        self.context.try_post(self._deliver)
+
+    def _deliver(self) -> None:             # home
+        with self._lock:
+            done, self._done = self._done, deque()
+            self._handing_over = False
+        for work, result, exception in done:
+            work.complete(result, exception)
+
+
+async def to_worker(fn: Callable[..., T], /, *args: Any) -> T:
+    """Run fn(*args) on the current context's worker pool; return its result or raise its exception.
+
+    From a coroutine of any context. contextvars go along. Cancelled while queued, it does not run; cancelled
+    while it runs, the function is waited for and its result dropped.
+    """
+    context = current_context()
+    if context is None:
+        raise NoRuntime("to_worker() needs a context; asyncio.to_thread() is for plain asyncio loops")
+    return await context.worker(fn, *args)
