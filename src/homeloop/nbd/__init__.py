@@ -1,0 +1,1 @@
+"""Network block devices: the protocol, a server and a client."""

@@ -1,0 +1,65 @@
+"""Bytes as a client writes them and replies as it reads them, independent of the code under test.
+
+Written out with struct on purpose: packed with the code's own structs, a wrong layout would pass.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+IHAVEOPT = 0x49484156454F5054
+EXPORT_NAME, ABORT, LIST, PEEK, STARTTLS, INFO, GO, STRUCTURED, LIST_META, SET_META, EXT = range(1, 12)
+ACK, SERVER, INFO_REPLY = 1, 2, 3
+UNSUP, POLICY, INVALID, PLATFORM, TLS_REQD, UNKNOWN, SHUTDOWN, BLOCK_SIZE_REQD, TOO_BIG = (
+    (1 << 31) + n for n in range(1, 10)
+)
+READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = range(8)
+FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
+
+
+@dataclass(frozen=True, slots=True)
+class OptionAnswer:
+    """One reply of the option phase."""
+
+    option: int
+    kind: int
+    data: bytes
+
+
+def client_flags(flags: int = 3) -> bytes:
+    return struct.pack(">I", flags)
+
+
+def option(number: int, data: bytes = b"") -> bytes:
+    return struct.pack(">QII", IHAVEOPT, number, len(data)) + data
+
+
+def info(number: int, name: str = "", types: tuple[int, ...] = ()) -> bytes:
+    raw = name.encode()
+    data = struct.pack(">I", len(raw)) + raw + struct.pack(f">H{len(types)}H", len(types), *types)
+    return option(number, data)
+
+
+def option_answers(data: bytes) -> list[OptionAnswer]:
+    """All replies in `data`; it must hold nothing else."""
+    found = []
+    while data:
+        magic, number, kind, length = struct.unpack_from(">QIII", data)
+        assert magic == 0x0003E889045565A9, hex(magic)
+        assert len(data) >= 20 + length, "a reply is cut"
+        found.append(OptionAnswer(number, kind, data[20:20 + length]))
+        data = data[20 + length:]
+    return found
+
+
+def request(command: int, cookie: int = 0, offset: int = 0, length: int = 0, flags: int = 0) -> bytes:
+    return struct.pack(">IHHQQI", 0x25609513, flags, command, cookie, offset, length)
+
+
+def write(cookie: int, offset: int, data: bytes, flags: int = 0) -> bytes:
+    return request(WRITE, cookie, offset, len(data), flags) + data
+
+
+def simple_reply(cookie: int, error: int = 0, data: bytes = b"") -> bytes:
+    return struct.pack(">IIQ", 0x67446698, error, cookie) + data
