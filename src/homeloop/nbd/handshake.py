@@ -1,0 +1,328 @@
+"""The server's side of the NBD handshake: bytes in, one turn at a time out.
+
+    handshake = Handshake(exports)
+    send(handshake.greeting())
+    handshake.feed(received)
+    while (turn := handshake.next_turn()) is not None:
+        send(turn.data)                     # may be empty
+        if turn.end is not None: ...        # Negotiated: transmission begins; Ended: hang up
+
+One option is one turn, so that who drives this can send (and wait for a slow client) between two of them: a
+16-byte LIST may have an answer of a hundred kilobytes. Held at any time: what the caller fed and did not yet
+drain by next_turn(), and at most one option's data. No sockets, clock or asyncio here. NOTLS mode, simple
+replies only: what is not served (STARTTLS, structured replies, contexts, extended headers) is answered
+ERR_UNSUP, as any unknown option is.
+
+Source: doc/proto.md, "Handshake phase"; the ids (H4, EN1...) are those of the test names.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from homeloop.errors import PeerError
+from homeloop.nbd.protocol import (
+    CLIENT_FLAGS,
+    EXPORT_NAME_REPLY,
+    EXPORT_NAME_ZEROES,
+    GREETING,
+    GREETING_MAGIC,
+    INFO_BLOCK_SIZE,
+    INFO_EXPORT,
+    OPTION,
+    OPTION_MAGIC,
+    OPTION_REPLY,
+    OPTION_REPLY_MAGIC,
+    STRING_BYTES_MAX,
+    ClientFlag,
+    HandshakeFlag,
+    Info,
+    Option,
+    OptionReply,
+    TransmissionFlag,
+    unpack_string,
+)
+
+__all__ = ["Ended", "ExportInfo", "Handshake", "HandshakeLimits", "Negotiated", "Turn", "find_export"]
+
+_U32: Final = struct.Struct(">I")
+_U16: Final = struct.Struct(">H")
+_INFO_REQUEST_BYTES_MIN: Final = _U32.size + _U16.size
+# An int: ~ of an IntFlag keeps to the flags it knows, and would see no unknown one.
+_CLIENT_FLAGS_KNOWN: Final = int(ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportInfo:
+    """What a client may learn of an export: a value, checked by who made it (strings: H9, sizes: Z1)."""
+
+    name: str
+    size: int
+    flags: TransmissionFlag
+    description: str = ""
+    block_size_minimum: int = 1
+    block_size_preferred: int = 4096
+    payload_bytes_max: int = 1 << 25
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HandshakeLimits:
+    """What a client may cost us before it has chosen an export."""
+
+    options_max: int = 4096  # enough to ask twice for each of two thousand exports
+    option_bytes_max: int = 16 << 10  # held for one option; the longest useful GO has 4110
+    skip_bytes_max: int = 1 << 25  # an option with more data than this is an attack, not a mistake
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Negotiated:
+    """The client has chosen; what it sent behind its last option is `leftover`: transmission begins there."""
+
+    export: ExportInfo
+    leftover: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Hang up. `reason` is for the log; empty if the client left in order."""
+
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """The answer to one thing that the client sent: bytes for it, and whether the handshake is over."""
+
+    data: bytes = b""
+    end: Negotiated | Ended | None = None
+
+
+class _Refused(Exception):
+    """An option gets an error reply; the handshake goes on. Never leaves this module."""
+
+    def __init__(self, reply: OptionReply, text: str) -> None:
+        super().__init__(text)
+        self.reply = reply
+        self.text = text
+
+
+def find_export(exports: Mapping[str, ExportInfo], name: str) -> ExportInfo | None:
+    """Return the export of that name; the empty name also means the only export, if there is one (EN3)."""
+    export = exports.get(name)
+    if export is None and not name and len(exports) == 1:
+        (export,) = exports.values()
+    return export
+
+
+class Handshake:
+    """One client's handshake. Not for two threads at once; when next_turn() raises PeerError it is over."""
+
+    def __init__(self, exports: Mapping[str, ExportInfo], *, limits: HandshakeLimits | None = None) -> None:
+        self._exports = exports  # the owner's, live: may change between two turns
+        self._limits = limits if limits is not None else HandshakeLimits()
+        self._buffer = bytearray()  # received, not yet used
+        self._client_flags: ClientFlag | None = None  # None until the client has sent them
+        self._option: tuple[int, int] | None = None  # number and length of the option whose data is coming
+        self._skip_bytes = 0  # of that option's data, still to be thrown away
+        self._options_seen = 0
+        self._ended = False
+        self.shutting_down = False  # set by the owner at any time: from then on ERR_SHUTDOWN (O6)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Fed and not yet used."""
+        return len(self._buffer)
+
+    def greeting(self) -> bytes:
+        """Return what the server says first."""
+        offered = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
+        return GREETING.pack(GREETING_MAGIC, OPTION_MAGIC, offered)
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Take what the client sent. Drain next_turn() before the next feed: only that bounds the buffer."""
+        assert not self._ended, "feed() after the end of the handshake"
+        self._buffer += data
+
+    def next_turn(self) -> Turn | None:
+        """Return the answer to the next whole thing in the buffer, or None until more is fed.
+
+        Raises PeerError on what no later byte can make right; hang up then.
+        """
+        if self._ended:
+            return None
+        try:
+            turn = self._take_flags() if self._client_flags is None else self._take_option()
+        except PeerError:
+            self._ended = True
+            raise
+        if turn is not None and turn.end is not None:
+            self._ended = True
+        return turn
+
+    def _take_flags(self) -> Turn | None:
+        if len(self._buffer) < CLIENT_FLAGS.size:
+            return None
+        (flags,) = CLIENT_FLAGS.unpack_from(self._buffer)
+        del self._buffer[: CLIENT_FLAGS.size]
+        if flags & ~_CLIENT_FLAGS_KNOWN:
+            raise PeerError(f"client flags {flags:#x}, known are {_CLIENT_FLAGS_KNOWN:#x}")
+        self._client_flags = ClientFlag(flags)
+        return Turn()
+
+    def _take_option(self) -> Turn | None:
+        if self._option is None:
+            if len(self._buffer) < OPTION.size:
+                return None
+            self._option = self._take_option_header()
+        number, length = self._option
+        if self._skip_bytes:
+            taken = min(self._skip_bytes, len(self._buffer))
+            del self._buffer[:taken]
+            self._skip_bytes -= taken
+            if self._skip_bytes:
+                return None
+            data = b""
+        elif self._holds_data(number, length):
+            if len(self._buffer) < length:
+                return None
+            data = bytes(self._buffer[:length])
+            del self._buffer[:length]
+        else:
+            data = b""
+        self._option = None
+        return self._answer(number, length, data)
+
+    def _take_option_header(self) -> tuple[int, int]:
+        magic, number, length = OPTION.unpack_from(self._buffer)
+        del self._buffer[: OPTION.size]
+        if magic != OPTION_MAGIC:
+            raise PeerError(f"option magic is {magic:#018x}, not {OPTION_MAGIC:#018x}")
+        self._options_seen += 1
+        if self._options_seen > self._limits.options_max:
+            raise PeerError(f"more than {self._limits.options_max} options in one handshake")
+        assert self._client_flags is not None
+        if number != Option.EXPORT_NAME and ClientFlag.FIXED_NEWSTYLE not in self._client_flags:
+            # Plain newstyle has no option replies: there is no way to say no.
+            raise PeerError(f"option {_option_name(number)} without fixed newstyle")
+        if number == Option.EXPORT_NAME and length > STRING_BYTES_MAX:
+            raise PeerError(f"EXPORT_NAME of {length} bytes, the limit is {STRING_BYTES_MAX}")
+        if length > self._limits.skip_bytes_max:
+            limit = self._limits.skip_bytes_max
+            raise PeerError(f"option {_option_name(number)} with {length} bytes, the limit is {limit}")
+        if not self._holds_data(number, length):
+            self._skip_bytes = length
+        return number, length
+
+    def _holds_data(self, number: int, length: int) -> bool:
+        """Whether that option's data is read at all: what nobody will look at is not kept."""
+        if number == Option.EXPORT_NAME:
+            return True
+        return number in (Option.INFO, Option.GO) and length <= self._limits.option_bytes_max
+
+    def _answer(self, number: int, length: int, data: bytes) -> Turn:
+        if number == Option.EXPORT_NAME:
+            return self._export_name(data)
+        if number == Option.ABORT:
+            return Turn(_reply(number, OptionReply.ACK), Ended())
+        try:
+            if self.shutting_down:
+                raise _Refused(OptionReply.ERR_SHUTDOWN, "this server is shutting down")
+            if number == Option.LIST:
+                return Turn(self._list(length))
+            if number in (Option.INFO, Option.GO):
+                if length > self._limits.option_bytes_max:
+                    text = f"{length} bytes of option data, the limit is {self._limits.option_bytes_max}"
+                    raise _Refused(OptionReply.ERR_TOO_BIG, text)
+                return self._info(number, data)
+            raise _Refused(OptionReply.ERR_UNSUP, f"option {_option_name(number)} is not supported")
+        except _Refused as refusal:
+            return Turn(_reply(number, refusal.reply, refusal.text.encode()))
+
+    def _export_name(self, data: bytes) -> Turn:
+        name = unpack_string(data, "export name")
+        if self.shutting_down:
+            return Turn(b"", Ended("EXPORT_NAME while shutting down"))
+        export = find_export(self._exports, name)
+        if export is None:  # EN1: there is no reply that would say so
+            return Turn(b"", Ended(f"EXPORT_NAME asks for export {name!r}, which does not exist"))
+        answer = EXPORT_NAME_REPLY.pack(export.size, export.flags)
+        assert self._client_flags is not None
+        if ClientFlag.NO_ZEROES not in self._client_flags:
+            answer += EXPORT_NAME_ZEROES
+        return Turn(answer, self._negotiated(export))
+
+    def _list(self, length: int) -> bytes:
+        if length:
+            raise _Refused(OptionReply.ERR_INVALID, f"LIST carries {length} bytes of data, it has none")
+        replies = bytearray()
+        for export in self._exports.values():
+            name = export.name.encode()
+            replies += _reply(
+                Option.LIST, OptionReply.SERVER, _U32.pack(len(name)) + name + export.description.encode()
+            )
+        return bytes(replies) + _reply(Option.LIST, OptionReply.ACK)
+
+    def _info(self, number: int, data: bytes) -> Turn:
+        name, wanted = _unpack_info_request(data)
+        export = find_export(self._exports, name)
+        if export is None:
+            raise _Refused(OptionReply.ERR_UNKNOWN, f"there is no export named {name[:256]!r}")
+        replies = [INFO_EXPORT.pack(Info.EXPORT, export.size, export.flags)]
+        if Info.NAME in wanted:
+            replies.append(_U16.pack(Info.NAME) + export.name.encode())
+        if Info.DESCRIPTION in wanted and export.description:
+            replies.append(_U16.pack(Info.DESCRIPTION) + export.description.encode())
+        if Info.BLOCK_SIZE in wanted:
+            replies.append(
+                INFO_BLOCK_SIZE.pack(
+                    Info.BLOCK_SIZE,
+                    export.block_size_minimum,
+                    export.block_size_preferred,
+                    export.payload_bytes_max,
+                )
+            )
+        answer = b"".join(_reply(number, OptionReply.INFO, reply) for reply in replies)
+        answer += _reply(number, OptionReply.ACK)
+        return Turn(answer, self._negotiated(export) if number == Option.GO else None)
+
+    def _negotiated(self, export: ExportInfo) -> Negotiated:
+        leftover = bytes(self._buffer)
+        self._buffer.clear()
+        return Negotiated(export=export, leftover=leftover)
+
+
+def _reply(number: int, reply: OptionReply, data: bytes = b"") -> bytes:
+    return OPTION_REPLY.pack(OPTION_REPLY_MAGIC, number, reply, len(data)) + data
+
+
+def _option_name(number: int) -> str:
+    try:
+        return Option(number).name
+    except ValueError:
+        return str(number)
+
+
+def _unpack_info_request(data: bytes) -> tuple[str, frozenset[int]]:
+    """Return name and wanted information types of INFO or GO; a type asked for twice counts once (IN4)."""
+    if len(data) < _INFO_REQUEST_BYTES_MIN:
+        raise _Refused(OptionReply.ERR_INVALID, f"{len(data)} bytes of data do not hold a name and a count")
+    (name_bytes,) = _U32.unpack_from(data)
+    if name_bytes > len(data) - _INFO_REQUEST_BYTES_MIN:
+        raise _Refused(OptionReply.ERR_INVALID, f"name of {name_bytes} bytes in {len(data)} bytes of data")
+    if name_bytes > STRING_BYTES_MAX:
+        text = f"name of {name_bytes} bytes, the limit is {STRING_BYTES_MAX}"
+        raise _Refused(OptionReply.ERR_TOO_BIG, text)
+    position = _U32.size + name_bytes
+    try:
+        name = unpack_string(data[_U32.size : position], "export name")
+    except PeerError as error:
+        raise _Refused(OptionReply.ERR_INVALID, str(error)) from error
+    (count,) = _U16.unpack_from(data, position)
+    position += _U16.size
+    if len(data) - position != count * _U16.size:
+        text = f"{count} information types announced, {len(data) - position} bytes follow"
+        raise _Refused(OptionReply.ERR_INVALID, text)
+    return name, frozenset(struct.unpack_from(f">{count}H", data, position))
