@@ -15,7 +15,8 @@ import functools
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine as CoroutineABC, Iterator
+from collections.abc import Callable, Iterator
+from collections.abc import Coroutine as CoroutineABC
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 

@@ -23,7 +23,8 @@ import contextvars
 import enum
 import itertools
 import types
-from collections.abc import Callable, Coroutine as CoroutineABC, Generator
+from collections.abc import Callable, Generator
+from collections.abc import Coroutine as CoroutineABC
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from homeloop.core.current import current_context
@@ -103,6 +104,12 @@ class Coroutine(Generic[T]):
         "context",
     )
 
+    _result: T                          # set with _state DONE
+    _exception: BaseException | None    # set with _state DONE
+    _unretrieved: _Unretrieved | None   # set with _state DONE
+    _reason: str                        # set with _state PARKED: for people
+    _error: BaseException               # set with _must_cancel
+
     _cancelled = False                  # as an entry of the ready queue: never struck out
     _source_traceback = None            # ... and made nowhere that debug mode would show
 
@@ -119,7 +126,7 @@ class Coroutine(Generic[T]):
         self._name = name                                       # None until somebody asks
         self._state = _CREATED                                  # see the table above
         self._permit = False                                    # under lock: a wake is remembered
-        self._callbacks: list[Callable[[Coroutine[T]], None]] | None = None    # under lock
+        self._callbacks: list[Callable[[Coroutine[T]], object]] | None = None    # under lock
         self._fut_waiter: Any = None                            # home: the future that it awaits
         self._must_cancel = False                               # home: throw _error at the next step
         self._cancels = 0                                       # home: cancel() less uncancel()
@@ -178,7 +185,7 @@ class Coroutine(Generic[T]):
                 raise self._exception
             finally:
                 self = None  # type: ignore[assignment]     # no cycle through the traceback's frame
-        return self._result  # type: ignore[no-any-return]
+        return self._result
 
     def __repr__(self) -> str:
         what = getattr(self._coro, "__qualname__", type(self._coro).__name__)
@@ -255,7 +262,7 @@ class Coroutine(Generic[T]):
             if state is _PARKED:
                 self._state = _SCHEDULED
         self._cancels += 1
-        error = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
+        error: BaseException = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
         if state is _CREATED:
             self.abandon(error)
             return True
@@ -327,7 +334,7 @@ class Coroutine(Generic[T]):
                 self._callbacks = kept
             return len(callbacks) - len(kept)
 
-    def when_done(self, callback: Callable[[Coroutine[T]], None]) -> None:
+    def when_done(self, callback: Callable[[Coroutine[T]], object]) -> None:
         """Call callback(self) as soon as it has ended: now if it has, else on the home thread.
 
         Any thread. For the runtime: the callback must neither wait nor raise, and posts what is long.
@@ -439,7 +446,7 @@ class Coroutine(Generic[T]):
         self._must_cancel = False
         return self._error
 
-    def _finish(self, result: T | None, exception: BaseException | None) -> None:
+    def _finish(self, result: Any, exception: BaseException | None) -> None:
         context = self.context
         self._result = result
         self._exception = exception

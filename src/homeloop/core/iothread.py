@@ -6,13 +6,14 @@ import asyncio
 import enum
 import itertools
 import threading
-from collections.abc import Callable, Coroutine as CoroutineABC
+from collections.abc import Callable
+from collections.abc import Coroutine as CoroutineABC
 from types import TracebackType
 from typing import Any, TypeVar
 
 from homeloop.core.context import AioContext, adopt
 from homeloop.core.coroutine import Coroutine
-from homeloop.core.current import current_context, thread
+from homeloop.core.current import current_context
 from homeloop.core.ending import end_context
 from homeloop.core.loop import HomeLoop
 from homeloop.core.registry import runtime_of_this_thread

@@ -24,10 +24,10 @@ import os
 import select
 import selectors
 import threading
-from asyncio import base_events, events, futures, tasks
+from asyncio import base_events, events, tasks
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVarTuple
 
 from homeloop.core.current import thread
 from homeloop.core.inbox import Inbox
@@ -52,6 +52,7 @@ __all__ = [
     "unregister_task",
 ]
 
+Ts = TypeVarTuple("Ts")
 get_ident = threading.get_ident
 
 running_loop = events._get_running_loop
@@ -70,6 +71,7 @@ _set_result = asyncio.Future.set_result
 _set_exception = asyncio.Future.set_exception
 _cancel = asyncio.Future.cancel
 
+_base: Any = base_events
 _FAR = float("inf")
 _CALLS = "use context.post(), context.spawn() or loop.call_soon_threadsafe() from other threads"
 
@@ -121,6 +123,7 @@ class HomeSelector(selectors.DefaultSelector):
     """
 
     loop: HomeLoop
+    _fd_to_key: dict[int, selectors.SelectorKey]
 
     def __init__(self) -> None:
         super().__init__()
@@ -216,6 +219,23 @@ class HomeLoop(asyncio.SelectorEventLoop):
     call_soon_threadsafe and what AioContext offers are for any thread.
     """
 
+    # asyncio's own, see the module's text; all for the home, or who holds the big lock
+    _ready: deque[Any]
+    _scheduled: list[Any]
+    _timer_cancelled_count: int
+    _stopping: bool
+    _closed: bool
+    _debug: bool
+    _clock_resolution: float
+    _task_factory: Any
+    _selector: HomeSelector
+    _current_handle: Any
+    _check_closed: Callable[[], None]
+    _check_running: Callable[[], None]
+    _check_callback: Callable[[Any, str], None]
+    _process_events: Callable[[Any], None]
+    _write_to_self: Callable[[], None]
+
     def __init__(self, context: AioContext) -> None:
         self.context = context
         self.home_ident: int | None = None                      # thread that serves the loop; None: nobody does
@@ -244,7 +264,7 @@ class HomeLoop(asyncio.SelectorEventLoop):
         raise WrongThread(f"{what} of {self.context.name} called in thread {name!r}, not at home; {_CALLS}")
 
     def call_soon(
-        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> Any:
         if get_ident() != self.home_ident:
             self.check_home("loop.call_soon")
@@ -255,27 +275,31 @@ class HomeLoop(asyncio.SelectorEventLoop):
             self._check_closed()
         if self._debug:
             self._check_callback(callback, "call_soon")
-        handle = events.Handle(callback, args, self, context)
+        handle: Any = events.Handle(callback, args, self, context)
         if handle._source_traceback:
             del handle._source_traceback[-1]
         self._ready.append(handle)
         return handle
 
     def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self,
+        when: float,
+        callback: Callable[[*Ts], object],
+        *args: *Ts,
+        context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         if get_ident() != self.home_ident:
             self.check_home("loop.call_at")
         return super().call_at(when, callback, *args, context=context)
 
     def call_soon_threadsafe(
-        self, callback: Callable[..., object], *args: Any, context: contextvars.Context | None = None
+        self, callback: Callable[[*Ts], object], *args: *Ts, context: contextvars.Context | None = None
     ) -> asyncio.Handle:
         """As in asyncio: any thread, signal handlers too."""
         self._check_closed()
         if self._debug:
             self._check_callback(callback, "call_soon_threadsafe")
-        handle = events.Handle(callback, args, self, context)
+        handle: Any = events.Handle(callback, args, self, context)
         if handle._source_traceback:
             del handle._source_traceback[-1]
         me = get_ident()
@@ -284,7 +308,7 @@ class HomeLoop(asyncio.SelectorEventLoop):
             self._ready.append(handle)
         else:
             self.inbox.put(handle)
-        return handle
+        return handle  # type: ignore[no-any-return]
 
     def _check_thread(self) -> None:
         self.check_home("a method")     # asyncio's debug mode asks this; always-on checks come first
@@ -300,29 +324,29 @@ class HomeLoop(asyncio.SelectorEventLoop):
         if self._task_factory is not None:
             return super().create_task(coro, **kwargs)
         self._check_closed()
-        task = tasks.Task(coro, loop=self, **kwargs)
+        task: Any = tasks.Task(coro, loop=self, **kwargs)
         if task._source_traceback:
             del task._source_traceback[-1]
-        return task
+        return task  # type: ignore[no-any-return]
 
     def create_future(self) -> Future:
         return Future(loop=self)
 
     def _add_reader(self, fd: Any, callback: Any, *args: Any) -> Any:
         self.check_home("loop.add_reader")
-        return super()._add_reader(fd, callback, *args)
+        return super()._add_reader(fd, callback, *args)  # type: ignore[misc]
 
     def _remove_reader(self, fd: Any) -> Any:
         self.check_home("loop.remove_reader")
-        return super()._remove_reader(fd)
+        return super()._remove_reader(fd)  # type: ignore[misc]
 
     def _add_writer(self, fd: Any, callback: Any, *args: Any) -> Any:
         self.check_home("loop.add_writer")
-        return super()._add_writer(fd, callback, *args)
+        return super()._add_writer(fd, callback, *args)  # type: ignore[misc]
 
     def _remove_writer(self, fd: Any) -> Any:
         self.check_home("loop.remove_writer")
-        return super()._remove_writer(fd)
+        return super()._remove_writer(fd)  # type: ignore[misc]
 
     # -- entries -------------------------------------------------------------------------------------
 
@@ -397,7 +421,7 @@ class HomeLoop(asyncio.SelectorEventLoop):
         nested iteration runs it first, and leaves nothing of it for the outer one to run twice (rule 12).
         """
         scheduled = self._scheduled
-        if len(scheduled) > base_events._MIN_SCHEDULED_TIMER_HANDLES:
+        if len(scheduled) > _base._MIN_SCHEDULED_TIMER_HANDLES:
             scheduled = self._drop_cancelled_timers()
         while scheduled and scheduled[0]._cancelled:
             self._timer_cancelled_count -= 1
@@ -406,13 +430,13 @@ class HomeLoop(asyncio.SelectorEventLoop):
         if ready or self._stopping:
             timeout: float | None = 0
         elif scheduled:
-            timeout = min(max(0, scheduled[0]._when - self.time()), base_events.MAXIMUM_SELECT_TIMEOUT)
+            timeout = min(max(0, scheduled[0]._when - self.time()), _base.MAXIMUM_SELECT_TIMEOUT)
         else:
             timeout = None
         event_list = self._selector.select(timeout)
         if event_list:
             self._process_events(event_list)
-            event_list = None           # breaks a cycle when an exception occurs
+            del event_list              # breaks a cycle when an exception occurs
         if self.inbox.entries:          # a miss is caught before the next sleep, under the inbox's lock
             self.inbox.take(ready)
         scheduled = self._scheduled     # a worker may have changed it during the select
@@ -450,15 +474,15 @@ class HomeLoop(asyncio.SelectorEventLoop):
                 handle._run()
                 took = self.time() - start
                 if took >= self.slow_callback_duration:
-                    what = base_events._format_handle(handle)
-                    base_events.logger.warning("Executing %s took %.3f seconds", what, took)
+                    what = _base._format_handle(handle)
+                    _base.logger.warning("Executing %s took %.3f seconds", what, took)
             finally:
                 self._current_handle = None
 
     def _drop_cancelled_timers(self) -> list[Any]:
         scheduled = self._scheduled
         fraction = self._timer_cancelled_count / len(scheduled)
-        if fraction > base_events._MIN_CANCELLED_TIMER_HANDLES_FRACTION:
+        if fraction > _base._MIN_CANCELLED_TIMER_HANDLES_FRACTION:
             kept = []
             for handle in scheduled:
                 if handle._cancelled:

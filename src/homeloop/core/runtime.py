@@ -7,7 +7,8 @@ import contextlib
 import itertools
 import signal
 import threading
-from collections.abc import Coroutine as CoroutineABC, Iterator
+from collections.abc import Coroutine as CoroutineABC
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, TypeVar
 

@@ -7,7 +7,6 @@ is idle for 10 s ends, down to `minimum`. Source: QEMU's util/thread-pool.c (beh
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import threading
 import time
 from collections import deque
