@@ -1,0 +1,204 @@
+"""How a driver's method is called: at once, as a coroutine, or on a worker; and what its errors become.
+
+The Device decides what to call; a Method knows how. Nothing here knows about ranges, rights or counts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import errno
+import inspect
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import Final, cast
+
+from homeloop.block.driver import Driver, ThreadModel
+from homeloop.errors import BlockError, UsageError
+
+__all__ = ["Method", "Turns", "Way", "block_error_of", "method_of", "quick_path_of", "reject_awaitable"]
+
+# NBD E2: to the writer, a full quota and a full file are a full device.
+_NO_SPACE: Final = frozenset({errno.EDQUOT, errno.EFBIG})
+
+
+class Way(enum.Enum):
+    """Where a method of a driver runs."""
+
+    INLINE = "inline"            # plain, on the home thread, now
+    COROUTINE = "coroutine"      # async, on the home thread
+    WORKER = "worker"            # plain, on a worker thread
+
+
+class Turns:
+    """One at a time, first come first served. Home thread only.
+
+    The turn is handed over, never put up for grabs: who comes later cannot overtake. A waiter that is
+    cancelled leaves the line; one that is cancelled in the same step in which it got the turn hands it on.
+    """
+
+    def __init__(self) -> None:
+        self._taken = False
+        self._waiting: deque[asyncio.Future[None]] = deque()    # grows by one for each request in flight
+
+    async def take(self) -> None:
+        if not self._taken:
+            self._taken = True
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.cancelled():
+                with contextlib.suppress(ValueError):           # give() may have dropped it
+                    self._waiting.remove(waiter)
+            else:
+                self.give()
+            raise
+
+    def give(self) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():                               # done: cancelled, its task has yet to run
+                waiter.set_result(None)
+                return
+        self._taken = False
+
+
+def block_error_of(error: Exception, where: str) -> BlockError:
+    """What a driver's exception is to the client: OSError keeps its errno, anything else is EIO.
+
+    where: the method that raised, for the text. A BlockError keeps its text too: it was made for the client.
+    """
+    if isinstance(error, BlockError):
+        return BlockError(errno.ENOSPC, error.text) if error.errno in _NO_SPACE else error
+    number = error.errno if isinstance(error, OSError) else None
+    if type(number) is not int or number <= 0:
+        number = errno.EIO
+    if number in _NO_SPACE:
+        number = errno.ENOSPC
+    return BlockError(number, f"{where}: {type(error).__name__}: {error}")
+
+
+def reject_awaitable(result: object, label: str) -> None:
+    """Raise EIO for the awaitable that a plain method returned: nobody would run it."""
+    if result is None or not inspect.isawaitable(result):
+        return
+    if inspect.iscoroutine(result):
+        result.close()               # or a "never awaited" warning follows the error
+    kind = type(result).__name__
+    raise BlockError(errno.EIO, f"{label} is a plain function but returned a {kind}: write `async def`")
+
+
+class Method:
+    """One method of a driver and the way it runs.
+
+    now() is for Way.INLINE, later() for the other two, call() for any. All raise BlockError and nothing else,
+    but for CancelledError and what ends a program (KeyboardInterrupt and its like).
+    """
+
+    __slots__ = ("_turns", "fn", "label", "way")
+
+    def __init__(self, fn: Callable[..., object], label: str, way: Way, turns: Turns | None) -> None:
+        self.fn = fn
+        self.label = label           # "Noise.read": for the text of errors
+        self.way = way
+        self._turns = turns          # Way.WORKER, serialised: shared by all methods of the driver; else None
+
+    def now(self, *args: object, **options: object) -> object:
+        """Call a plain method on this thread."""
+        try:
+            result = self.fn(*args, **options)
+        except Exception as error:
+            raise block_error_of(error, self.label) from error
+        reject_awaitable(result, self.label)
+        return result
+
+    async def later(self, *args: object, **options: object) -> object:
+        """Run a method that may wait, at the home of the running loop.
+
+        Cancelled: an async method sees it; a plain one that waits for its turn or for a worker is not called;
+        one that runs is waited for, so that the caller may release `args` when this ends.
+        """
+        if self.way is Way.COROUTINE:
+            try:
+                return await cast(Callable[..., Coroutine[object, object, object]], self.fn)(*args, **options)
+            except Exception as error:
+                raise block_error_of(error, self.label) from error
+        # now() and not fn on the worker: a StopIteration could not pass through a future.
+        if self._turns is None:
+            return await _on_worker(self.now, args, options)
+        await self._turns.take()
+        try:
+            return await _on_worker(self.now, args, options)
+        finally:
+            self._turns.give()
+
+    async def call(self, *args: object, **options: object) -> object:
+        """now() or later(), as the method needs it."""
+        if self.way is Way.INLINE:
+            return self.now(*args, **options)
+        return await self.later(*args, **options)
+
+
+def method_of(driver: Driver, name: str, thread_model: ThreadModel, turns: Turns) -> Method | None:
+    """Return the driver's method of that name, ready to be called; None if it has none.
+
+    turns: one for all methods of one driver. Raises UsageError if the name stands for something else.
+    """
+    fn = getattr(driver, name, None)
+    if fn is None:
+        return None
+    label = f"{type(driver).__name__}.{name}"
+    if not callable(fn):
+        raise UsageError(f"{label} is {fn!r}, not a method")
+    if inspect.iscoroutinefunction(fn):
+        return Method(fn, label, Way.COROUTINE, None)
+    if thread_model == "inline":
+        return Method(fn, label, Way.INLINE, None)
+    return Method(fn, label, Way.WORKER, turns if thread_model == "serialised" else None)
+
+
+def quick_path_of(driver: Driver, name: str) -> Callable[..., object] | None:
+    """Return the driver's quick path of that name, or None; UsageError for one that cannot be quick."""
+    fn = getattr(driver, name, None)
+    if fn is None:
+        return None
+    if not callable(fn) or inspect.iscoroutinefunction(fn):
+        raise UsageError(f"{type(driver).__name__}.{name} must be a plain function that does not block")
+    return cast(Callable[..., object], fn)
+
+
+class _Job:
+    """A call that may be dropped until the worker has begun it."""
+
+    __slots__ = ("_call", "dropped")
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+        self.dropped = False         # written at home, read once on the worker: a late write is waited for
+
+    def __call__(self) -> object:
+        return None if self.dropped else self._call()
+
+
+async def _on_worker(
+    fn: Callable[..., object], args: tuple[object, ...], options: dict[str, object]
+) -> object:
+    """Run fn on a worker thread. Cancelled: what has not begun is dropped, what runs is waited for."""
+    job = _Job(lambda: fn(*args, **options))
+    result = asyncio.get_running_loop().run_in_executor(None, job)
+    cancelled: asyncio.CancelledError | None = None
+    while not result.done():
+        try:
+            await asyncio.wait((result,))
+        except asyncio.CancelledError as error:
+            job.dropped = True
+            cancelled = error
+    if cancelled is not None:
+        if not result.cancelled():
+            result.exception()       # taken: or the loop would report it as never retrieved
+        raise cancelled
+    return result.result()
