@@ -1,0 +1,508 @@
+"""The strict guard around one driver: the only place where a request is checked.
+
+    request -> Device (range, rights, alignment; counts; errors) -> driver
+
+A request that its driver can answer without waiting is answered by the call itself: no coroutine, no task, no
+thread. For any other the call returns a coroutine object, and the request begins when that is run. The caller
+looks at the type (types.CoroutineType) and needs no second function for either case.
+
+Flush. A driver's flush() covers every write, trim and write_zeroes that had returned when it was called. The
+Device answers none of these before the driver has, and calls flush() after flush() was asked for. So a flush
+covers what was answered before it was asked for (NBD D1); and as there is one Device per driver, whoever
+asked for the write, on whichever connection (NBD X7), as far as the driver's promise goes (`multi_conn`).
+What is still in flight when a flush is asked for may or may not be covered. A request with fua=True is
+answered after it and a flush behind it, or the driver's own write_fua, are done (NBD D3).
+
+Nothing here knows about connections, exports or payload limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import errno
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Final, NoReturn, TypeAlias, TypeVar, cast
+
+from homeloop.block.calling import (
+    Method,
+    Turns,
+    Way,
+    block_error_of,
+    method_of,
+    quick_path_of,
+    reject_awaitable,
+)
+from homeloop.block.driver import BlockSize, BytesLike, Driver, traits_of
+from homeloop.block.zeroes import ZEROES
+from homeloop.errors import BlockError, UsageError
+
+__all__ = ["Answer", "Device", "DeviceStatistics"]
+
+T = TypeVar("T")
+Answer: TypeAlias = T | Coroutine[object, object, T]
+
+# A step of a request: a driver's method, its arguments and its options.
+_Step: TypeAlias = tuple[Method, tuple[object, ...], dict[str, object]]
+
+# What write_zeroes is made of where the driver has none: one piece is one write, and other requests run
+# between two. A multiple of every block_size_min. 1 MiB: a worker's hop (about 50 us) is small against it,
+# its answer comes soon.
+_ZERO_PIECE: Final = ZEROES[: 1 << 20]
+
+
+class State(enum.Enum):
+    """open: takes requests. closing: refuses new ones, the others end. closed: so is the driver."""
+
+    OPEN = "open"
+    CLOSING = "closing"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceStatistics:
+    """What a device has answered so far; one moment's values.
+
+    Only what succeeded is counted as done, zero-length requests and the parts of an emulated request are not.
+    """
+
+    reads: int
+    read_bytes: int
+    writes: int
+    written_bytes: int
+    flushes: int            # asked for as such: not those behind a fua request
+    trims: int
+    trimmed_bytes: int
+    write_zeroes: int
+    zeroed_bytes: int
+    errors: int             # requests refused, or failed by the driver
+    waited: int             # requests that were not answered inline (of all that began, also failed ones)
+    in_flight: int
+    in_flight_max: int
+
+
+class Device:
+    """One driver behind a strict guard: see the module's text for flush and fua.
+
+    Request methods, drain and close are for the home thread of the export that uses the device. The request
+    methods check synchronously and raise BlockError: EINVAL for what is unaligned, negative or, for read and
+    trim, past the end, and for what the device cannot do; ENOSPC for write and write_zeroes past the end;
+    EPERM for changes of a read-only device; ESHUTDOWN after close() was called. They return the answer
+    (bytes-like for read, None for the others), or a coroutine object that the caller runs at home to its end,
+    and whose result is that answer. The driver's errors are BlockErrors too, raised by the call or by the
+    coroutine. Zero bytes are answered at once.
+
+    The coroutine counts as in flight from its first step on: one that is never run holds nothing up, and one
+    that starts after close() was called fails with ESHUTDOWN. Cancelled, it raises CancelledError after what
+    runs on a worker for it has ended; a change may then be done, in part or in full, or not.
+    """
+
+    def __init__(self, driver: Driver, *, name: str | None = None, read_only: bool | None = None) -> None:
+        """Take the driver over: from now on only this device calls it.
+
+        read_only: None for what the driver says; True to refuse changes; False to insist on a driver that can
+        write. Raises UsageError, naming the driver, for one that breaks its contract (see
+        homeloop.block.driver).
+        """
+        traits = traits_of(driver)
+        self._label = type(driver).__name__                 # for errors
+        self.name = self._label if name is None else name
+        self.size = traits.size
+        self.block_size: BlockSize = traits.block_size
+
+        turns = Turns()
+        read, self._write, self._flush, self._write_fua, self._trim, self._write_zeroes, self._close = (
+            method_of(driver, method, traits.thread_model, turns)
+            for method in ("read", "write", "flush", "write_fua", "trim", "write_zeroes", "close")
+        )
+        if read is None:
+            raise UsageError(f"driver {self._label} has no read method")
+        self._read = read
+        self._read_is_inline = read.way is Way.INLINE
+        self._write_is_inline = self._write is not None and self._write.way is Way.INLINE
+        # What may answer before the method itself is asked: (offset, length) -> data, None: ask the method.
+        self._read_quick = read.fn if self._read_is_inline else quick_path_of(driver, "read_nowait")
+        self._write_quick = quick_path_of(driver, "write_nowait")
+
+        unwritable = traits.read_only or self._write is None
+        if read_only is False and unwritable:
+            raise UsageError(f"driver {self._label} cannot write: its device can only be read-only")
+        self.read_only = unwritable or bool(read_only)
+        self.can_write = not self.read_only
+        self.can_flush = self.can_write and self._flush is not None
+        self.can_fua = self.can_flush
+        self.can_trim = self.can_write and self._trim is not None
+        self.can_write_zeroes = self.can_write              # emulated if need be
+        # Without writes the promise is empty, and kept (NBD X7).
+        self.can_multi_conn = self.read_only or traits.multi_conn
+
+        # Home thread only, all of them.
+        self.in_flight = 0                                  # request coroutines between first step and end
+        self._in_flight_max = 0
+        self._state = State.OPEN
+        self._unaligned = self.block_size.minimum - 1       # the bits that offset and length must not have
+        self._drainers: list[asyncio.Future[None]] = []     # one for each drain() that waits
+        self._close_turns = Turns()
+        self._errors = 0
+        self._waited = 0
+        self._reads = [0, 0]                                # each: requests, bytes
+        self._writes = [0, 0]
+        self._flushes = [0, 0]
+        self._trims = [0, 0]
+        self._zeroings = [0, 0]
+
+    def __repr__(self) -> str:
+        return f"<Device {self.name} {self._state.value} size={self.size} in_flight={self.in_flight}>"
+
+    # Requests. read() and write() are the hot path: every statement here is paid by each 4 KiB block.
+
+    def read(self, offset: int, length: int) -> Answer[BytesLike]:
+        """Read `length` bytes at `offset`.
+
+        The answer is the caller's to keep: later writes do not change it.
+        """
+        if (
+            offset < 0
+            or length < 0
+            or offset + length > self.size
+            or (offset | length) & self._unaligned
+            or self._state is not State.OPEN
+        ):
+            self._refuse("read", offset, length)
+        if not length:
+            return b""
+        quick = self._read_quick
+        if quick is not None:
+            try:
+                data = quick(offset, length)
+            except Exception as error:
+                self._fail(block_error_of(error, self._read.label), error)
+            kind = type(data)
+            if (kind is bytes or kind is bytearray) and len(data) == length:    # type: ignore[arg-type]
+                self._reads[0] += 1
+                self._reads[1] += length
+                return data                                                     # type: ignore[return-value]
+            if data is not None or self._read_is_inline:
+                return self._read_checked(data, offset, length)
+        return self._read_waiting(offset, length)
+
+    def write(self, offset: int, data: BytesLike, *, fua: bool = False) -> Answer[None]:
+        """Write `data` (of bytes: len() is its size) at `offset`.
+
+        `data` must stay as it is until the answer is there; it is not kept beyond. fua: on stable storage
+        when answered.
+        """
+        length = len(data)
+        if (
+            offset < 0
+            or offset + length > self.size
+            or (offset | length) & self._unaligned
+            or not self.can_write
+            or (fua and not self.can_fua)
+            or self._state is not State.OPEN
+        ):
+            self._refuse("write", offset, length, fua=fua)
+        if not length:
+            return None
+        assert self._write is not None, "can_write without a write method"
+        if fua:
+            own = self._write_fua
+            step: _Step = (own or self._write, (offset, data), {})
+            return self._change(self._writes, length, step, flush=own is None)
+        if self._write_is_inline:
+            try:
+                done = self._write.fn(offset, data)
+            except Exception as error:
+                self._fail(block_error_of(error, self._write.label), error)
+            if done is not None:
+                self._check_written(self._write, done, offset, length)
+        elif self._write_quick is None or not self._written_quickly(self._write_quick, offset, data):
+            return self._change_waiting(self._writes, length, iter([(self._write, (offset, data), {})]))
+        self._writes[0] += 1
+        self._writes[1] += length
+        return None
+
+    def flush(self) -> Answer[None]:
+        """Bring every change that was answered before this call to stable storage: see the module's text.
+
+        A device that is read-only has nothing to flush: answered at once.
+        """
+        if self._state is not State.OPEN:
+            self._refuse("flush", 0, 0)
+        if self.read_only:
+            return None
+        if self._flush is None:
+            self._fail(BlockError(errno.EINVAL, f"driver {self._label} has no flush"))
+        return self._change(self._flushes, 0, (self._flush, (), {}), flush=False)
+
+    def trim(self, offset: int, length: int, *, fua: bool = False) -> Answer[None]:
+        """Tell the driver that these bytes are of no more use; what they read as then is open (NBD TR1)."""
+        self._check_change("trim", offset, length, fua, self.can_trim)
+        if not length:
+            return None
+        assert self._trim is not None, "can_trim without a trim method"
+        return self._change(self._trims, length, (self._trim, (offset, length), {}), flush=fua)
+
+    def write_zeroes(
+        self, offset: int, length: int, *, fua: bool = False, may_trim: bool = True
+    ) -> Answer[None]:
+        """Make these bytes read as zeroes; may_trim: they may become a hole.
+
+        A driver without write_zeroes is given zeroes to write, 1 MiB at a time; other requests run in
+        between.
+        """
+        self._check_change("write_zeroes", offset, length, fua, self.can_write_zeroes)
+        if not length:
+            return None
+        if self._write_zeroes is not None:
+            step: _Step = (self._write_zeroes, (offset, length), {"may_trim": may_trim})
+            return self._change(self._zeroings, length, step, flush=fua)
+        assert self._write is not None, "can_write_zeroes without a write method"
+        if length <= len(_ZERO_PIECE):
+            step = (self._write, (offset, _ZERO_PIECE[:length]), {})
+            return self._change(self._zeroings, length, step, flush=fua)
+        return self._change_waiting(self._zeroings, length, self._zeroing_steps(offset, length, fua))
+
+    # Life
+
+    async def drain(self) -> None:
+        """Wait until nothing is in flight. Home thread.
+
+        It refuses no new requests: stop their source first. Cancelling it changes nothing for the requests.
+        """
+        while self.in_flight:
+            idle = asyncio.get_running_loop().create_future()
+            self._drainers.append(idle)
+            try:
+                await idle
+            finally:
+                if idle in self._drainers:
+                    self._drainers.remove(idle)
+
+    async def close(self) -> None:
+        """Refuse new requests, drain, flush if changes are possible, close the driver.
+
+        Home thread; twice is fine, at the same time too. Raises the BlockError of the flush, after the driver
+        was closed, or else that of the driver's close. Cancelled: the device stays closing, and a later
+        close() goes on where this one ended.
+        """
+        if self._state is State.OPEN:
+            self._state = State.CLOSING
+        await self._close_turns.take()
+        try:
+            if self._state is State.CLOSED:
+                return
+            await self.drain()
+            failed = [error for error in (await _failure_of(self._flush if self.can_flush else None),
+                                          await _failure_of(self._close)) if error is not None]
+            self._state = State.CLOSED
+            if failed:
+                raise failed[0]
+        finally:
+            self._close_turns.give()
+
+    def statistics(self) -> DeviceStatistics:
+        """Return the counts. Any thread: each is right, together they may be of neighbouring moments."""
+        return DeviceStatistics(
+            reads=self._reads[0],
+            read_bytes=self._reads[1],
+            writes=self._writes[0],
+            written_bytes=self._writes[1],
+            flushes=self._flushes[0],
+            trims=self._trims[0],
+            trimmed_bytes=self._trims[1],
+            write_zeroes=self._zeroings[0],
+            zeroed_bytes=self._zeroings[1],
+            errors=self._errors,
+            waited=self._waited,
+            in_flight=self.in_flight,
+            in_flight_max=self._in_flight_max,
+        )
+
+    # Below: what the request methods are made of.
+
+    def _read_checked(self, data: object, offset: int, length: int) -> BytesLike:
+        """Count a driver's answer to a read, or raise for one that is not `length` bytes."""
+        try:
+            answer = _plain_bytes(data, self._read.label, offset, length)
+        except BlockError as error:
+            self._fail(error)
+        self._reads[0] += 1
+        self._reads[1] += length
+        return answer
+
+    async def _read_waiting(self, offset: int, length: int) -> BytesLike:
+        self._begin()
+        try:
+            try:
+                data = await self._read.later(offset, length)
+            except BlockError:
+                self._errors += 1
+                raise
+            return self._read_checked(data, offset, length)
+        finally:
+            self._end()
+
+    def _written_quickly(self, quick: Callable[..., object], offset: int, data: BytesLike) -> bool:
+        assert self._write is not None, "a quick write without a write method"
+        try:
+            done = quick(offset, data)
+        except Exception as error:
+            self._fail(block_error_of(error, f"{self._label}.write_nowait"), error)
+        if done is True:
+            return True
+        if done is not False:
+            text = f"{self._label}.write_nowait returned {done!r}, not True or False"
+            self._fail(BlockError(errno.EIO, text))
+        return False
+
+    def _check_written(self, method: Method, done: object, offset: int, length: int) -> None:
+        """Raise for an answer to a write that is neither None nor `length`: a short write loses data."""
+        try:
+            reject_awaitable(done, method.label)
+        except BlockError as error:
+            self._fail(error)
+        if done is not None and (type(done) is not int or done != length):
+            text = f"{method.label} returned {done!r} for {length} bytes at {offset}"
+            self._fail(BlockError(errno.EIO, text))
+
+    def _change(self, counts: list[int], length: int, step: _Step, *, flush: bool) -> Answer[None]:
+        """Run one step, then flush if asked to: inline if both are."""
+        steps = [step]
+        if flush:
+            assert self._flush is not None, "fua without a flush method"
+            steps.append((self._flush, (), {}))
+        if any(method.way is not Way.INLINE for method, _, _ in steps):
+            return self._change_waiting(counts, length, iter(steps))
+        for method, args, options in steps:
+            try:
+                done = method.now(*args, **options)
+            except BlockError:
+                self._errors += 1
+                raise
+            self._check_step(method, args, done)
+        counts[0] += 1
+        counts[1] += length
+        return None
+
+    async def _change_waiting(self, counts: list[int], length: int, steps: Iterator[_Step]) -> None:
+        """Run steps one after the other; the first that fails ends the request."""
+        self._begin()
+        try:
+            for method, args, options in steps:
+                try:
+                    done = await method.call(*args, **options)
+                except BlockError:
+                    self._errors += 1
+                    raise
+                self._check_step(method, args, done)
+                if method.way is Way.INLINE:
+                    await asyncio.sleep(0)          # many pieces: the others' requests run in between
+            counts[0] += 1
+            counts[1] += length
+        finally:
+            self._end()
+
+    def _check_step(self, method: Method, args: tuple[object, ...], done: object) -> None:
+        if done is not None and (method is self._write or method is self._write_fua):
+            offset, data = cast(tuple[int, BytesLike], args)
+            self._check_written(method, done, offset, len(data))
+
+    def _zeroing_steps(self, offset: int, length: int, fua: bool) -> Iterator[_Step]:
+        assert self._write is not None, "can_write_zeroes without a write method"
+        end = offset + length
+        while offset < end:
+            piece = _ZERO_PIECE[: end - offset]
+            yield self._write, (offset, piece), {}
+            offset += len(piece)
+        if fua:
+            assert self._flush is not None, "fua without a flush method"
+            yield self._flush, (), {}
+
+    def _begin(self) -> None:
+        """Count a request in. Its first step: closing may have begun since it was checked."""
+        if self._state is not State.OPEN:
+            text = f"device {self.name} is {self._state.value}, and the request had not begun"
+            self._fail(BlockError(errno.ESHUTDOWN, text))
+        self._waited += 1
+        self.in_flight += 1
+        self._in_flight_max = max(self._in_flight_max, self.in_flight)
+
+    def _end(self) -> None:
+        self.in_flight -= 1
+        assert self.in_flight >= 0, f"{self.in_flight} requests in flight"
+        if self.in_flight == 0:
+            for idle in self._drainers:
+                if not idle.done():                 # done: its drain() was cancelled
+                    idle.set_result(None)
+
+    def _check_change(self, kind: str, offset: int, length: int, fua: bool, can: bool) -> None:
+        if (
+            offset < 0
+            or length < 0
+            or offset + length > self.size
+            or (offset | length) & self._unaligned
+            or not can
+            or (fua and not self.can_fua)
+            or self._state is not State.OPEN
+        ):
+            self._refuse(kind, offset, length, fua=fua, can=can)
+
+    def _refuse(
+        self, kind: str, offset: int, length: int, *, fua: bool = False, can: bool = True
+    ) -> NoReturn:
+        """Raise the BlockError for a request that was found wrong; the first reason in this order."""
+        what = f"{kind} of {length} bytes at {offset}"
+        changes = kind not in ("read", "flush")
+        if self._state is not State.OPEN:
+            error = BlockError(errno.ESHUTDOWN, f"{what}: device {self.name} is {self._state.value}")
+        elif changes and self.read_only:
+            error = BlockError(errno.EPERM, f"{what}: device {self.name} is read-only")
+        elif not can:
+            error = BlockError(errno.EINVAL, f"{what}: driver {self._label} has no {kind}")
+        elif fua and not self.can_fua:
+            error = BlockError(errno.EINVAL, f"{what} with fua: driver {self._label} has no flush")
+        elif offset < 0 or length < 0:
+            error = BlockError(errno.EINVAL, f"{what}: negative")
+        elif offset + length > self.size:
+            number = errno.ENOSPC if kind in ("write", "write_zeroes") else errno.EINVAL    # NBD E1, E2
+            error = BlockError(number, f"{what}: past the end of device {self.name}, {self.size} bytes")
+        else:
+            minimum = self.block_size.minimum
+            error = BlockError(errno.EINVAL, f"{what}: not in blocks of {minimum} bytes")   # NBD E4
+        self._fail(error)
+
+    def _fail(self, error: BlockError, cause: BaseException | None = None) -> NoReturn:
+        self._errors += 1
+        if cause is None or cause is error:
+            raise error
+        raise error from cause
+
+
+async def _failure_of(method: Method | None) -> BlockError | None:
+    """Call a method without arguments, if there is one; return its BlockError if it fails."""
+    if method is None:
+        return None
+    try:
+        await method.call()
+    except BlockError as error:
+        return error
+    return None
+
+
+def _plain_bytes(data: object, label: str, offset: int, length: int) -> BytesLike:
+    """Return a driver's answer to a read as bytes, bytearray or a memoryview of bytes; EIO if it is wrong."""
+    reject_awaitable(data, label)
+    try:
+        view = memoryview(data)         # type: ignore[arg-type]
+    except TypeError:
+        text = f"{label} returned {type(data).__name__} for {length} bytes at {offset}"
+        raise BlockError(errno.EIO, text) from None
+    if view.nbytes != length:
+        raise BlockError(errno.EIO, f"{label} returned {view.nbytes} of {length} bytes at {offset}")
+    if type(data) is bytes or type(data) is bytearray:
+        return data
+    if not view.c_contiguous:
+        return view.tobytes()
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
