@@ -1,0 +1,76 @@
+"""Holes in files: finding, punching and zeroing them through lseek(2) and fallocate(2).
+
+Python has no fallocate with a mode, so it is called in the C library. Every function answers False where
+kernel, file system or platform cannot do it; the caller then writes zeroes, or does without. Any thread; all
+may block.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import sys
+from typing import Final
+
+__all__ = ["is_hole", "punch_hole", "zero_range"]
+
+# linux/falloc.h
+_KEEP_SIZE: Final = 0x01
+_PUNCH_HOLE: Final = 0x02
+_ZERO_RANGE: Final = 0x10
+
+# EINVAL: a block device whose sectors the range does not keep to. ENODEV: neither file nor block device.
+_CANNOT: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL})
+
+
+def _find_fallocate() -> ctypes._NamedFuncPointer | None:
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None, use_errno=True)
+    # fallocate64 first: glibc's plain one takes 32-bit offsets on 32-bit machines. musl has the plain one
+    # only.
+    function = getattr(library, "fallocate64", None) or getattr(library, "fallocate", None)
+    if function is not None:
+        function.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+        function.restype = ctypes.c_int
+    return function
+
+
+_fallocate: Final = _find_fallocate()
+
+
+def punch_hole(fd: int, offset: int, length: int) -> bool:
+    """Make the range a hole that reads as zeroes; the file keeps its size. False: cannot. Raises OSError."""
+    return _allocate(fd, _PUNCH_HOLE | _KEEP_SIZE, offset, length)
+
+
+def zero_range(fd: int, offset: int, length: int) -> bool:
+    """Make the range read as zeroes and keep its space reserved. False: cannot. Raises OSError."""
+    return _allocate(fd, _ZERO_RANGE | _KEEP_SIZE, offset, length)
+
+
+def is_hole(fd: int, offset: int, length: int) -> bool:
+    """Return True if the whole range is known to be a hole; False is always a safe answer.
+
+    On ext4 and others it waits for a writer of the same file (the inode's lock), so it is not for a home
+    thread unless the file has no writers.
+    """
+    if not hasattr(os, "SEEK_DATA"):
+        return False
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA) >= offset + length
+    except OSError as error:
+        return error.errno == errno.ENXIO       # no data from here to the end; EINVAL: not supported
+
+
+def _allocate(fd: int, mode: int, offset: int, length: int) -> bool:
+    if _fallocate is None:
+        return False
+    while _fallocate(fd, mode, offset, length) != 0:
+        number = ctypes.get_errno()
+        if number in _CANNOT:
+            return False
+        if number != errno.EINTR:
+            raise OSError(number, f"fallocate({mode:#x}) of {length} bytes at {offset}: {os.strerror(number)}")
+    return True
