@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import pytest
 
 SEED = int(os.environ.get("HOMELOOP_SEED") or random.SystemRandom().randrange(2**32))
-THREADS_END_WITHIN_S = 5.0
+THREADS_END_WITHIN_S = 3.0
 
 # Where Debian keeps them: what to install is part of the message.
 PACKAGE_OF = {
