@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from homeloop.core.current import thread
-from homeloop.core.loop import running_loop, set_running_loop
+from homeloop.core.loop import HomeLoop, running_loop, set_running_loop
 from homeloop.core.waiting import kick
 from homeloop.errors import WrongState, WrongThread
 
@@ -81,11 +81,11 @@ class BigLock:
         Any thread. False if the time is over first; then nothing is held. Not recursive: RuntimeError
         (WrongState) if this thread holds it, or if the runtime has no big lock.
         """
-        if not self.enabled:
-            raise WrongState(f"the runtime of {self.context.name} has no big lock (big_lock=False)")
         me = get_ident()
         if self._holder == me:
             raise WrongState("this thread holds the big lock already; `with big_lock:` is the form that may nest")
+        if not self.enabled:
+            raise WrongState(f"the runtime of {self.context.name} has no big lock (big_lock=False)")
         if not self.take(me, timeout):
             return False
         self._entered()
@@ -208,31 +208,59 @@ class BigLock:
     def _entered(self) -> None:
         """Make this thread the main context's home (holder, just acquired)."""
         context = self.context
-        if thread.context is context:
+        mine = thread.context
+        if mine is context:
             # The home itself, back from released(): it goes on with the coroutine it was running.
             context.home_away = False
             context.resume_running(thread.suspended)
             return
         self._acquires += 1
-        outer_loop = running_loop()
-        self._outer = (thread.held, outer_loop)
+        self._outer = (thread.held, running_loop())
         thread.held = self
-        if thread.context is None:
+        if mine is None:
             set_running_loop(context.loop)
 
     def _leaving(self) -> None:
         """Undo _entered, and tell a sleeping loop what was left for it (holder, about to release)."""
         context = self.context
-        if thread.context is context:
+        mine = thread.context
+        if mine is context:
             thread.suspended = context.suspend_running()
             context.home_away = True
             kick()                  # who slept because the home serves the loop must look for itself
             return
         thread.held, outer_loop = self._outer
-        self._outer = None
-        if thread.context is None:
+        if mine is None:
             set_running_loop(outer_loop)
-        context.notify_if_work()
+        home = context.home
+        if home is not None and home.has_work():
+            context.inbox.notify()
+
+    # acquire() and release() for call(), in a thread that has no context and does not hold the lock: the same
+    # steps in one function each. They are a third of what a call() costs: 1.5 us as methods, 0.8 like this.
+
+    def enter_bare(self) -> None:
+        with self._mutex:
+            free = not self._holder
+            if free:
+                self._holder = get_ident()
+        if not free:
+            self.take(get_ident())
+        self._acquires += 1
+        self._outer = (thread.held, running_loop())
+        thread.held = self
+        set_running_loop(self.context.loop)
+
+    def leave_bare(self, home: HomeLoop) -> None:
+        thread.held, outer_loop = self._outer
+        set_running_loop(outer_loop)
+        if home.has_work():
+            home.inbox.notify()
+        with self._mutex:
+            if not self._waiters:
+                self._holder = 0
+                return
+        self.hand_over()
 
 
 class BigLockCondition:

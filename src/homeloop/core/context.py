@@ -83,6 +83,7 @@ class AioContext:
         self.runtime = runtime
         self.gate: BigLock | None = None                        # the big lock, in a main context that has one
         self.running: Coroutine[Any] | None = None              # home: the Coroutine that runs now
+        self.driven: Coroutine[Any] | None = None               # big lock: a call() that its caller drives
         self.coroutines: set[Coroutine[Any]] = set()            # home: those that have suspended and not ended
         self.counters = _Counters()
         self.home_away = False                                  # big lock: the home is in released()
@@ -172,13 +173,14 @@ class AioContext:
         WouldDeadlock. The caller's contextvars are visible to coro. After `timeout` seconds, or by Ctrl-C,
         coro is cancelled and waited for; then TimeoutError or KeyboardInterrupt.
         """
-        caller = current_context()
+        mine = thread.context
+        caller = mine or current_context()
         if caller is not None and caller is not self and not caller.is_main():
             coro.close()
             raise WouldDeadlock(f"call() from {caller.name} to {self.name}: an IOThread may wait only for itself; "
                                 f"use `await context.run(...)`")
         co = self.create(coro)
-        if self.gate is not None and thread.context is None and (caller is None or caller is self):
+        if self.gate is not None and mine is None and (caller is None or caller is self):
             waiting.drive(self, self.gate, co)
             if co.done():
                 return co.outcome()
@@ -332,6 +334,18 @@ class AioContext:
         wakes, with constant stack. Source: qemu_aio_coroutine_enter."""
         self._chain.appendleft(co)
         self._run_chain()
+
+    def run_new(self, co: Coroutine[Any]) -> None:
+        """run_chain() of a coroutine that nobody else has seen."""
+        co.set_scheduled()
+        self.running = co
+        try:
+            co.step()
+        finally:
+            self.running = None
+        if self._wakes or self._chain:
+            self._take_wakes()
+            self._run_chain()
 
     def _run_chain(self) -> None:
         chain = self._chain

@@ -228,6 +228,10 @@ class Coroutine(Generic[T]):
                 context.counters.scheduled += 1
         return move is not None
 
+    def set_scheduled(self) -> None:
+        """It was just created, nobody else has seen it, and it is about to be stepped."""
+        self._state = _SCHEDULED
+
     def _accept_wake_locked(self) -> bool | None:
         """Take note of a wake. True: the caller must now run or queue it; False: remembered; None: refused."""
         state = self._state
@@ -394,11 +398,16 @@ class Coroutine(Generic[T]):
             leave_task(loop, self)  # type: ignore[arg-type]
             self._suspended(yielded)
 
-    def _suspended(self, yielded: Any) -> None:
+    def become_known(self) -> None:
+        """Let the context and asyncio.all_tasks() know it: it has suspended. They keep it alive."""
         if not self._live:
             self._live = True
             self.context.coroutines.add(self)
             register_task(self)  # type: ignore[arg-type]
+
+    def _suspended(self, yielded: Any) -> None:
+        if not self._live and self.context.driven is not self:
+            self.become_known()
         if yielded is _PARK:
             if self._must_cancel:
                 self._cancel_park()

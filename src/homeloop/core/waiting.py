@@ -54,28 +54,29 @@ def drive(context: AioContext, gate: BigLock, co: Coroutine[Any]) -> None:
     Returns when it has ended or waits for something that is not ready. A bare yield (`sleep(0)`) is
     ready: where nothing else is, and nobody waits for the lock, it goes on right here.
     """
+    home = context.home
+    assert home is not None
     held = gate.held()
     if held:
         suspended = context.suspend_running()       # we may be inside a coroutine that we entered
     else:
-        gate.acquire()
+        gate.enter_bare()
+    outer, context.driven = context.driven, co      # known only to us: registering it can wait until we let go
     try:
-        with context.lock:
-            co._accept_wake_locked()
-        context.run_chain(co)
-        home = context.home
-        assert home is not None
+        context.run_new(co)
         while not co.done() and home.take_if_alone(co):
             context.run_chain(co)
         if co.done():
             context.counters.calls_driven += 1
         else:
+            co.become_known()
             context.counters.calls_handed_over += 1
     finally:
+        context.driven = outer
         if held:
             context.resume_running(suspended)
         else:
-            gate.release()
+            gate.leave_bare(home)
 
 
 def finish_call(co: Coroutine[T], timeout: float | None) -> T:
