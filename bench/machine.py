@@ -21,6 +21,9 @@ def describe() -> dict[str, str]:
     return {
         "cpu": cpu_model(),
         "cpus": str(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()),
+        # Before the first row: on a machine that others use, two threads land on one core or on two by chance, and
+        # a hand-over between threads costs 30 or 140 µs by that alone.
+        "load": " ".join(f"{load:.2f}" for load in os.getloadavg()),
         "system": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}, {gil()}",
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import Enum
@@ -135,20 +135,21 @@ def measure(row: Row, plan: Plan) -> RowResult:
     and costs nothing. The order turns by one from round to round.
     """
     missing: dict[str, str] = {}
+    figures: dict[str, Figures] = {}
     with contextlib.ExitStack() as stack:
-        opened: list[tuple[str, Round, int]] = []
+        running: dict[str, tuple[Round, int]] = {}
         for contender in row.contenders:
-            try:
+            with noting(missing, contender.name):
                 round_ = stack.enter_context(contender.open())
-                opened.append((contender.name, round_, row.count or calibrate(round_, plan.round_s)))
-            except Missing as error:
-                missing[contender.name] = str(error)
-        figures = {name: Figures() for name, _, _ in opened}
-        rounds = plan.rounds if row.count is None else plan.program_rounds
-        for number in range(rounds):
-            for name, round_, count in turned(opened, number):
+                running[contender.name] = (round_, row.count or calibrate(round_, plan.round_s))
+                figures[contender.name] = Figures()
+        for number in range(plan.rounds if row.count is None else plan.program_rounds):
+            for name in turned([name for name in running if name not in missing], number):
+                round_, count = running[name]
                 gc.collect()            # nobody pays for the garbage of the one before
-                figures[name].values.append(row.unit.from_seconds(round_(count) / count))
+                with noting(missing, name):
+                    figures[name].values.append(row.unit.from_seconds(round_(count) / count))
+    figures = {name: reached for name, reached in figures.items() if name not in missing}
     return RowResult(
         name=row.name,
         unit=row.unit.name,
@@ -157,6 +158,17 @@ def measure(row: Row, plan: Plan) -> RowResult:
         missing=missing,
         ratios=judge(row, figures),
     )
+
+
+@contextlib.contextmanager
+def noting(missing: dict[str, str], name: str) -> Iterator[None]:
+    """A contender that fails is out of its row, with the reason; the others, and the other rows, go on."""
+    try:
+        yield
+    except Missing as error:
+        missing[name] = str(error)
+    except Exception as error:
+        missing[name] = f"failed: {type(error).__name__}: {error}"
 
 
 def calibrate(round_: Round, round_s: float) -> int:

@@ -74,7 +74,7 @@ def ratio_lines(report: Report) -> Iterator[str]:
 def markdown_lines(report: Report) -> Iterator[str]:
     machine = report.machine
     yield (f"Measured {report.date} with `{report.options}` on {machine['cpu']}, {machine['cpus']} CPUs, "
-           f"{machine['system']}, {machine['python']}.")
+           f"load {machine['load']}, {machine['system']}, {machine['python']}.")
     yield "Versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()) + "."
     yield ""
     yield "| row | | median | quartiles | homeloop is | target | |"

@@ -87,6 +87,28 @@ def test_missing_is_named_and_the_others_are_measured() -> None:
     assert ratio.value == pytest.approx(4.0)
 
 
+def test_contender_that_fails_in_a_round_is_out_and_the_others_go_on() -> None:
+    log: list[str] = []
+
+    @contextlib.contextmanager
+    def failing() -> Iterator[object]:
+        rounds = iter([0.5])
+        yield lambda count: next(rounds)
+
+    row = Row(
+        name="r", unit=MICROSECONDS, count=1, targets={"fails": 1.0},
+        contenders=[
+            Contender(name="ours", open=taking(1e-6, log, "ours"), ours=True),
+            Contender(name="fails", open=failing),  # type: ignore[arg-type]
+        ],
+    )
+    result = measure(row, Plan(rounds=1, round_s=0.001, program_rounds=4))
+    assert result.missing == {"fails": "failed: StopIteration: "}
+    assert len(result.figures["ours"].values) == 4
+    assert result.figures.keys() == {"ours"}
+    assert not result.ratios
+
+
 def test_ratio_above_one_is_ours_also_where_higher_is_better() -> None:
     row = Row(
         name="r", unit=PER_SECOND, targets={"b": 1.5},

@@ -31,7 +31,13 @@ ROW = RowResult(
 REPORT = Report(
     date="2026-01-02 03:04+00:00",
     options="python -m bench",
-    machine={"cpu": "a CPU", "cpus": "2", "system": "Linux 6", "python": "CPython 3.13.0, with the GIL"},
+    machine={
+        "cpu": "a CPU",
+        "cpus": "2",
+        "load": "0.1 0.2 0.3",
+        "system": "Linux 6",
+        "python": "CPython 3.13.0, with the GIL",
+    },
     versions={"uvloop": "not installed"},
     rows=[ROW],
 )
