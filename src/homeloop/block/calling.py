@@ -7,14 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import enum
 import errno
+import functools
 import inspect
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Final, cast
 
 from homeloop.block.driver import Driver, ThreadModel
+from homeloop.core.current import current_context
+from homeloop.core.workers import to_worker
 from homeloop.errors import BlockError, UsageError
 
 __all__ = ["Method", "Turns", "Way", "block_error_of", "method_of", "quick_path_of", "reject_awaitable"]
@@ -171,6 +175,16 @@ def quick_path_of(driver: Driver, name: str) -> Callable[..., object] | None:
     return cast(Callable[..., object], fn)
 
 
+async def _on_worker(
+    fn: Callable[..., object], args: tuple[object, ...], options: dict[str, object]
+) -> object:
+    """Run fn on a worker thread. Cancelled: what has not begun is dropped, what runs is waited for."""
+    call = functools.partial(fn, *args, **options)
+    if current_context() is not None:
+        return await to_worker(call)
+    return await _on_executor(call)
+
+
 class _Job:
     """A call that may be dropped until the worker has begun it."""
 
@@ -178,17 +192,19 @@ class _Job:
 
     def __init__(self, call: Callable[[], object]) -> None:
         self._call = call
-        self.dropped = False         # written at home, read once on the worker: a late write is waited for
+        self.dropped = False         # written at home, read once on the worker: one that began is waited for
 
     def __call__(self) -> object:
         return None if self.dropped else self._call()
 
 
-async def _on_worker(
-    fn: Callable[..., object], args: tuple[object, ...], options: dict[str, object]
-) -> object:
-    """Run fn on a worker thread. Cancelled: what has not begun is dropped, what runs is waited for."""
-    job = _Job(lambda: fn(*args, **options))
+async def _on_executor(call: Callable[[], object]) -> object:
+    """Do what to_worker() does, on the executor of a plain asyncio loop: devices work there too.
+
+    asyncio's own wait for an executor ends at once when it is cancelled, while the function goes on and uses the
+    caller's buffer: hence the loop.
+    """
+    job = _Job(functools.partial(contextvars.copy_context().run, call))
     result = asyncio.get_running_loop().run_in_executor(None, job)
     cancelled: asyncio.CancelledError | None = None
     while not result.done():

@@ -52,7 +52,7 @@ _Step: TypeAlias = tuple[Method, tuple[object, ...], dict[str, object]]
 _ZERO_PIECE: Final = ZEROES[: 1 << 20]
 
 
-class State(enum.Enum):
+class _State(enum.Enum):
     """open: takes requests. closing: refuses new ones, the others end. closed: so is the driver."""
 
     OPEN = "open"
@@ -140,7 +140,7 @@ class Device:
         # Home thread only, all of them.
         self.in_flight = 0                                  # request coroutines between first step and end
         self._in_flight_max = 0
-        self._state = State.OPEN
+        self._state = _State.OPEN
         self._unaligned = self.block_size.minimum - 1       # the bits that offset and length must not have
         self._drainers: list[asyncio.Future[None]] = []     # one for each drain() that waits
         self._close_turns = Turns()
@@ -167,7 +167,7 @@ class Device:
             or length < 0
             or offset + length > self.size
             or (offset | length) & self._unaligned
-            or self._state is not State.OPEN
+            or self._state is not _State.OPEN
         ):
             self._refuse("read", offset, length)
         if not length:
@@ -200,7 +200,7 @@ class Device:
             or (offset | length) & self._unaligned
             or not self.can_write
             or (fua and not self.can_fua)
-            or self._state is not State.OPEN
+            or self._state is not _State.OPEN
         ):
             self._refuse("write", offset, length, fua=fua)
         if not length:
@@ -228,7 +228,7 @@ class Device:
 
         A device that is read-only has nothing to flush: answered at once.
         """
-        if self._state is not State.OPEN:
+        if self._state is not _State.OPEN:
             self._refuse("flush", 0, 0)
         if self.read_only:
             return None
@@ -287,16 +287,16 @@ class Device:
         was closed, or else that of the driver's close. Cancelled: the device stays closing, and a later
         close() goes on where this one ended.
         """
-        if self._state is State.OPEN:
-            self._state = State.CLOSING
+        if self._state is _State.OPEN:
+            self._state = _State.CLOSING
         await self._close_turns.take()
         try:
-            if self._state is State.CLOSED:
+            if self._state is _State.CLOSED:
                 return
             await self.drain()
             failed = [error for error in (await _failure_of(self._flush if self.can_flush else None),
                                           await _failure_of(self._close)) if error is not None]
-            self._state = State.CLOSED
+            self._state = _State.CLOSED
             if failed:
                 raise failed[0]
         finally:
@@ -422,7 +422,7 @@ class Device:
 
     def _begin(self) -> None:
         """Count a request in. Its first step: closing may have begun since it was checked."""
-        if self._state is not State.OPEN:
+        if self._state is not _State.OPEN:
             text = f"device {self.name} is {self._state.value}, and the request had not begun"
             self._fail(BlockError(errno.ESHUTDOWN, text))
         self._waited += 1
@@ -445,7 +445,7 @@ class Device:
             or (offset | length) & self._unaligned
             or not can
             or (fua and not self.can_fua)
-            or self._state is not State.OPEN
+            or self._state is not _State.OPEN
         ):
             self._refuse(kind, offset, length, fua=fua, can=can)
 
@@ -455,7 +455,7 @@ class Device:
         """Raise the BlockError for a request that was found wrong; the first reason in this order."""
         what = f"{kind} of {length} bytes at {offset}"
         changes = kind not in ("read", "flush")
-        if self._state is not State.OPEN:
+        if self._state is not _State.OPEN:
             error = BlockError(errno.ESHUTDOWN, f"{what}: device {self.name} is {self._state.value}")
         elif changes and self.read_only:
             error = BlockError(errno.EPERM, f"{what}: device {self.name} is read-only")
