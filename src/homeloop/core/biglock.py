@@ -59,7 +59,7 @@ class BigLock:
     def __init__(self, context: AioContext, *, enabled: bool) -> None:
         self.context = context                          # the main context
         self.enabled = enabled                          # False: nobody ever holds it (rule 6)
-        self._mutex = allocate_lock()                   # a leaf, held for a few lines
+        self._mutex = context.lock                      # a leaf, held for a few lines; shared, see HomeSelector.sleep
         self._holder = 0                                # thread ident; set under _mutex
         self._waiters: deque[_Waiter] = deque()         # under _mutex, longest wait first
         self._outer: Any = None                         # a holder's that is not the home: what release() restores
@@ -185,6 +185,12 @@ class BigLock:
             # Under the mutex: the waiter may time out, withdraw and be gone right behind it.
             waiter.gate.release()
 
+    def orphan(self) -> None:
+        """In a forked child: nobody holds or waits."""
+        self._mutex = self.context.lock
+        self._holder = 0
+        self._waiters.clear()
+
     def contended(self) -> bool:
         """Does somebody wait? A look without the mutex: the loop asks once per iteration, and one that
         arrives just behind the look is seen by the next."""
@@ -229,12 +235,24 @@ class BigLock:
             context.home_away = True
             kick()                  # who slept because the home serves the loop must look for itself
             return
-        thread.held, outer_loop = self._outer
-        if mine is None:
-            set_running_loop(outer_loop)
+        if thread.held is not self:
+            self._leave_out_of_order()
+        else:
+            thread.held, outer_loop = self._outer
+            if mine is None:
+                set_running_loop(outer_loop)
         home = context.home
         if home is not None and home.has_work():
             context.inbox.notify()
+
+    def _leave_out_of_order(self) -> None:
+        """This thread took the big lock of another runtime behind ours and still holds it: that one now
+        restores what we would have."""
+        newer = thread.held
+        while newer is not None and newer._outer[0] is not self:
+            newer = newer._outer[0]
+        assert newer is not None
+        newer._outer = self._outer
 
     # acquire() and release() for call(), in a thread that has no context and does not hold the lock: the same
     # steps in one function each. They are a third of what a call() costs: 1.5 us as methods, 0.8 like this.
@@ -252,8 +270,11 @@ class BigLock:
         set_running_loop(self.context.loop)
 
     def leave_bare(self, home: HomeLoop) -> None:
-        thread.held, outer_loop = self._outer
-        set_running_loop(outer_loop)
+        if thread.held is not self:
+            self._leave_out_of_order()
+        else:
+            thread.held, outer_loop = self._outer
+            set_running_loop(outer_loop)
         if home.has_work():
             home.inbox.notify()
         with self._mutex:

@@ -20,14 +20,14 @@ from collections.abc import Coroutine as CoroutineABC
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from homeloop.core import waiting
+from homeloop.core import forking, waiting
 from homeloop.core.bottom_half import BottomHalf
 from homeloop.core.coroutine import Coroutine
 from homeloop.core.current import current_context, thread
 from homeloop.core.inbox import Inbox
 from homeloop.core.loop import HomeLoop, current_task, enter_task, leave_task, running_loop, set_running_loop
 from homeloop.core.workers import WorkerPool
-from homeloop.errors import ContextClosed, NoRuntime, UsageError, WouldDeadlock, WrongState, WrongThread
+from homeloop.errors import NoRuntime, UsageError, WouldDeadlock, WrongState, WrongThread
 
 if TYPE_CHECKING:
     from homeloop.core.biglock import BigLock
@@ -37,10 +37,16 @@ __all__ = ["AioContext", "ContextStatistics"]
 
 T = TypeVar("T")
 get_ident = threading.get_ident
+copy_context = contextvars.copy_context
+
+_NO_THREAD = -1         # no thread's ident
 
 # Wakes that one entry may run before the loop goes round: more than the longest chain anybody was promised
 # (25,000), few enough that two coroutines which wake each other for ever do not starve I/O and the big lock.
 CHAIN_MAX = 32_768
+
+
+_Call = tuple[Callable[..., object], tuple[Any, ...], contextvars.Context]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -51,7 +57,7 @@ class ContextStatistics:
     entered: int            # wakes and starts that ran at once, on the waking thread
     scheduled: int          # wakes and starts that were queued to the home
     kicks: int              # system calls that ended a sleep of the home
-    posted: int             # callbacks posted
+    posted: int             # posted callbacks that have run
     calls_driven: int       # call(): ran to the end in the calling thread, no thread switch
     calls_handed_over: int  # call(): begun in the calling thread, ended at home
     coroutines: int         # suspended now
@@ -66,7 +72,7 @@ class _Counters:
     def __init__(self) -> None:
         self.entered = 0                # home or big lock
         self.scheduled = 0              # inbox lock
-        self.posted = 0                 # inbox lock
+        self.posted = 0                 # home
         self.calls_driven = 0           # big lock
         self.calls_handed_over = 0      # big lock
 
@@ -87,6 +93,7 @@ class AioContext:
         self.coroutines: set[Coroutine[Any]] = set()            # home: those that have suspended and not ended
         self.counters = _Counters()
         self.home_away = False                                  # big lock: the home is in released()
+        self.calls: _Calls | None = None                        # home: the posted callbacks that run now
         self._wakes: list[Coroutine[Any]] = []                  # home: woken by what runs now, in order
         self._chain: deque[Coroutine[Any]] = deque()            # home: to run before anything that is ready
         self._wakes_queued = False                              # home: an entry for _wakes is at the head
@@ -102,6 +109,7 @@ class AioContext:
             self.inbox.always_kick()
         self.home: HomeLoop | None = self.loop if isinstance(self.loop, HomeLoop) else None
         self.lock = self.inbox.lock                             # a leaf; guards inbox, wakes and ends of coroutines
+        forking.remember(self)
 
     # -- asking ----------------------------------------------------------------------------------------
 
@@ -149,7 +157,7 @@ class AioContext:
             raise TypeError(f"a coroutine object is needed, got {coro!r}")
         if self.inbox.closed:
             coro.close()
-            raise ContextClosed(f"{self.name} has ended and takes no more work")
+            raise self.inbox.refusal()
         return Coroutine(self, coro, name)
 
     def spawn(self, coro: CoroutineABC[Any, Any, T], *, name: str | None = None) -> Coroutine[T]:
@@ -194,21 +202,33 @@ class AioContext:
         The caller's contextvars go along. An exception goes to the loop's exception handler. ContextClosed
         if the context has ended.
         """
-        entry = asyncio.Handle(fn, args, self.loop)
+        call = (fn, args, copy_context())
         with self.lock:
-            self.check_open_locked()
-            self.inbox.put_locked(entry)
-            self.counters.posted += 1
+            entries = self.inbox.entries
+            if entries and type(entries[-1]) is _Calls:     # open: closing takes what is there
+                entries[-1].append(call)        # whoever put the first of them has kicked
+            else:
+                self.check_open_locked()
+                self._post_first_locked(call)
 
     def try_post(self, fn: Callable[..., object], /, *args: Any) -> bool:
         """post(), but False instead of ContextClosed."""
-        entry = asyncio.Handle(fn, args, self.loop)
+        call = (fn, args, copy_context())
         with self.lock:
-            if self.inbox.closed:
+            entries = self.inbox.entries
+            if entries and type(entries[-1]) is _Calls:
+                entries[-1].append(call)
+            elif self.inbox.closed:
                 return False
-            self.inbox.put_locked(entry)
-            self.counters.posted += 1
+            else:
+                self._post_first_locked(call)
         return True
+
+    def _post_first_locked(self, call: _Call) -> None:
+        calls = _Calls()
+        calls.context = self
+        calls.append(call)
+        self.inbox.put_locked(calls)
 
     def bottom_half(self, fn: Callable[[], object], *, idle: bool = False) -> BottomHalf:
         """Make a bottom half that calls fn() at home when scheduled; see BottomHalf. Any thread."""
@@ -292,7 +312,7 @@ class AioContext:
         cannot do (poll, nested waits) says so. Call it in the loop's own thread, or pass a loop that has
         been adopted before. NoRuntime (RuntimeError) without a running loop.
         """
-        return adopt(loop)
+        return _adopt(loop)
 
     def runs_in_this_thread(self) -> bool:
         """Does the context's loop run in the calling thread?"""
@@ -303,7 +323,7 @@ class AioContext:
     def check_open_locked(self) -> None:
         """Raise ContextClosed if the context has ended."""
         if self.inbox.closed:
-            raise ContextClosed(f"{self.name} has ended and takes no more work")
+            raise self.inbox.refusal()
 
     def queue(self, co: Coroutine[Any]) -> None:
         """Step co in the next iteration, after what is ready."""
@@ -397,14 +417,16 @@ class AioContext:
 
     def _poll_here(self, home: HomeLoop, blocking: bool) -> bool:
         suspended = self.suspend_running()
+        progress = False
         try:
             if self._wakes or self._chain:
                 self._take_wakes()
                 self._run_chain()
-                blocking = False
-                home.run_one(blocking=False)
-                return True
-            return home.run_one(blocking=blocking)
+                progress = True
+            if self.calls:
+                self.calls._run()
+                progress = True
+            return home.run_one(blocking=blocking and not progress) or progress
         finally:
             self.resume_running(suspended)
             if blocking and get_ident() != home.home_ident:
@@ -467,12 +489,24 @@ class AioContext:
         if self.runtime is not None and self.is_main():
             self.runtime.forget()
 
+    def orphan(self) -> None:
+        """In a forked child: the home is a thread of the parent. End, and say so to who comes."""
+        inbox = self.inbox
+        inbox.lock = self.lock = threading.RLock()
+        inbox.closed = True
+        inbox.entries.clear()
+        inbox.why_closed = "belongs to the parent process: make a runtime in the forked child"
+        if self.gate is not None:
+            self.gate.orphan()
+        if self.home is not None:
+            self.home.home_ident = _NO_THREAD
+
     # -- inside ----------------------------------------------------------------------------------------
 
     def _schedule_new(self, co: Coroutine[Any]) -> None:
         if not co.schedule():
             co.abandon(asyncio.CancelledError())
-            raise ContextClosed(f"{self.name} has ended and takes no more work")
+            raise self.inbox.refusal()
 
     def _mine(self, co: Coroutine[Any] | CoroutineABC[Any, Any, Any]) -> Coroutine[Any]:
         if not isinstance(co, Coroutine):
@@ -498,6 +532,38 @@ class AioContext:
                 entry._run()
 
 
+class _Calls(deque[_Call]):
+    """An inbox entry: callbacks that were posted one behind the other, with their contextvars.
+
+    One entry for all: a post costs 0.5 us like this, 1.0 as an entry of its own, 1.6 as an asyncio.Handle.
+    """
+
+    __slots__ = ("context",)
+
+    _cancelled = False
+    _source_traceback = None
+    context: AioContext
+
+    def _run(self) -> None:
+        context = self.context
+        context.counters.posted += len(self)
+        outer, context.calls = context.calls, self
+        try:
+            while self:
+                fn, args, variables = self.popleft()
+                try:
+                    variables.run(fn, *args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as exc:
+                    context.report({"message": f"exception in posted callback {fn!r}", "exception": exc})
+        finally:
+            context.calls = outer
+            if self and context.home is not None:
+                context.counters.posted -= len(self)
+                context.home.queue_first(self)
+
+
 class _RunWakes:
     """A ready-queue entry: what the asyncio task before it woke."""
 
@@ -520,7 +586,7 @@ _adopted: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AioContext] = wea
 _adopted_lock = threading.Lock()            # a leaf; guards _adopted
 
 
-def adopt(loop: asyncio.AbstractEventLoop | None) -> AioContext:
+def _adopt(loop: asyncio.AbstractEventLoop | None) -> AioContext:
     """AioContext.of."""
     here = running_loop()
     if loop is None:

@@ -520,7 +520,7 @@ class _Joined(asyncio.Future[None]):
     def __init__(self, co: Coroutine[Any]) -> None:
         super().__init__(loop=asyncio.get_running_loop())
         self._co = co
-        self._post = poster(self.get_loop())
+        self._post = _poster(self.get_loop())
         self._unanswered = 0            # waiter's home: requests on their way
         self._too_late: Any = None      # waiter's home: the arguments of a request that came too late
         self._ended = False             # waiter's home
@@ -558,7 +558,7 @@ class _Joined(asyncio.Future[None]):
             self.set_result(None)
 
 
-def poster(loop: asyncio.AbstractEventLoop) -> Callable[..., object]:
+def _poster(loop: asyncio.AbstractEventLoop) -> Callable[..., object]:
     """A function that posts (fn, *args) to the running loop from any thread, and does nothing once it is closed."""
     context = current_context()
     if context is not None and context.loop is loop:

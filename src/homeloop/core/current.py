@@ -30,6 +30,12 @@ class ThreadState(threading.local):
         self.guards: list[bool] = []        # for each `with big_lock:` around us: did it lock?
         self.below: list[object] = []       # coroutines below a nested wait on this stack: they cannot go on
 
+    def forget(self) -> None:
+        """Be a thread that is in nothing: a forked child."""
+        self.context = self.held = self.adopted = self.runtime = self.suspended = None
+        self.guards.clear()
+        self.below.clear()
+
 
 thread = ThreadState()
 

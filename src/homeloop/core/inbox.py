@@ -34,7 +34,8 @@ __all__ = ["Inbox"]
 class Inbox:
     """Carries entries from any thread to the thread that runs a context."""
 
-    __slots__ = ("_kick", "_kicked", "_settle", "_sleepers", "closed", "entries", "kicks", "lock", "name")
+    __slots__ = ("_kick", "_kicked", "_settle", "_sleepers", "closed", "entries", "kicks", "lock", "name",
+                 "why_closed")
 
     def __init__(self, name: str, kick: Callable[[], None], settle: Callable[[], None]) -> None:
         self.name = name                            # for error texts
@@ -45,14 +46,19 @@ class Inbox:
         self._sleepers = 0                          # under lock: threads that sleep, or are about to
         self._kicked = False                        # under lock: a kick was sent and not yet taken back
         self.closed = False                         # under lock
+        self.why_closed = "has ended and takes no more work"
         self.kicks = 0                              # under lock: system calls that wakes have cost
 
     def put(self, entry: Any) -> None:              # any thread, signal handlers too
         """Queue an entry for the home. Raises ContextClosed after close()."""
         with self.lock:
             if self.closed:
-                raise ContextClosed(f"{self.name} has ended and takes no more work")
+                raise self.refusal()
             self.put_locked(entry)
+
+    def refusal(self) -> ContextClosed:
+        """The error for who comes after the end."""
+        return ContextClosed(f"{self.name} {self.why_closed}")
 
     def put_locked(self, entry: Any) -> None:       # with lock held, not closed
         self.entries.append(entry)
@@ -74,18 +80,24 @@ class Inbox:
     def begin_sleep(self) -> bool:                  # home thread, or who stands in for it
         """Announce a sleep. False: there is work, do not sleep (and do not call end_sleep)."""
         with self.lock:
-            self._sleepers += 1          # before the look, for a signal handler between the two
-            if self.entries:
-                self._sleepers -= 1
-                return False
-            return True
+            return self.begin_sleep_locked()
+
+    def begin_sleep_locked(self) -> bool:
+        self._sleepers += 1             # before the look, for a signal handler between the two
+        if self.entries:
+            self._sleepers -= 1
+            return False
+        return True
 
     def end_sleep(self) -> None:                    # the thread that began it
         with self.lock:
-            self._sleepers -= 1
-            if self._kicked:
-                self._settle()           # before the flag: a put in between still counts on our take()
-                self._kicked = False
+            self.end_sleep_locked()
+
+    def end_sleep_locked(self) -> None:
+        self._sleepers -= 1
+        if self._kicked:
+            self._settle()              # before the flag: a put in between still counts on our take()
+            self._kicked = False
 
     def always_kick(self) -> None:
         """For a loop of another make, which does not say when it sleeps: the first put of a batch kicks."""

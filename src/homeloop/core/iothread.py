@@ -11,7 +11,7 @@ from collections.abc import Coroutine as CoroutineABC
 from types import TracebackType
 from typing import Any, TypeVar
 
-from homeloop.core.context import AioContext, adopt
+from homeloop.core.context import AioContext
 from homeloop.core.coroutine import Coroutine
 from homeloop.core.current import current_context
 from homeloop.core.ending import end_context
@@ -143,7 +143,7 @@ class IOThread:
     def _make_context(self) -> AioContext:
         loop = None if self._loop_factory is None else self._loop_factory()
         if isinstance(loop, HomeLoop):
-            return adopt(loop)
+            return AioContext.of(loop)
         low, high = self._workers
         return AioContext(self.name, runtime=self._runtime, loop=loop, worker_min=low, worker_max=high)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from homeloop.core.context import AioContext
     from homeloop.core.runtime import Runtime
 
-__all__ = ["big_lock", "forget", "main_context", "register", "runtime_of_this_thread", "the_runtime"]
+__all__ = ["big_lock", "forget", "forget_all", "main_context", "register", "runtime_of_this_thread", "the_runtime"]
 
 _lock = threading.Lock()            # a leaf
 _runtimes: list[Runtime] = []       # under _lock: those that have a main context and have not ended
@@ -30,6 +30,13 @@ def forget(runtime: Runtime) -> None:
     with _lock:
         if runtime in _runtimes:
             _runtimes.remove(runtime)
+
+
+def forget_all() -> None:
+    """In a forked child: the parent's runtimes are not ours."""
+    global _lock
+    _lock = threading.Lock()
+    _runtimes.clear()
 
 
 def runtime_of_this_thread() -> Runtime | None:

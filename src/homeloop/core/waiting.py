@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from homeloop.core.context import AioContext
     from homeloop.core.coroutine import Coroutine
 
-__all__ = ["drive", "finish_call", "kick", "wait_done", "wait_while"]
+__all__ = ["drive", "finish_call", "forget_all", "kick", "wait_done", "wait_while"]
 
 T = TypeVar("T")
 
@@ -129,6 +129,13 @@ def kick() -> None:
 
 _waiters_lock = threading.Lock()            # a leaf
 _waiters: set[_Waiter] = set()              # under _waiters_lock
+
+
+def forget_all() -> None:
+    """In a forked child: the parent's threads do not wait here."""
+    global _waiters_lock
+    _waiters_lock = threading.Lock()
+    _waiters.clear()
 
 
 class _Waiter:
