@@ -6,6 +6,7 @@ has joined the queue of a lock, a loop that has gone to sleep); everything else 
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from typing import Any
 from homeloop.core.context import AioContext
 
 LIMIT_S = 10.0
+STRESS_S = float(os.environ.get("HOMELOOP_STRESS_S") or 1)      # about how long a stress test takes
 _NEVER = threading.Event()
 
 
