@@ -5,12 +5,13 @@ QEMU's AioContext, IOThreads and big lock for asyncio; and block devices over NB
 
 from homeloop.core.biglock import BigLock
 from homeloop.core.bottom_half import BottomHalf
-from homeloop.core.context import AioContext, ContextStatistics
+from homeloop.core.context import AioContext
 from homeloop.core.coroutine import Coroutine, CoroutineState, current_coroutine, park
 from homeloop.core.current import current_context
 from homeloop.core.iothread import IOThread
 from homeloop.core.registry import big_lock, main_context
 from homeloop.core.runtime import Runtime, new_event_loop, run
+from homeloop.core.statistics import ContextStatistics
 from homeloop.core.waiting import kick
 from homeloop.core.workers import to_worker
 from homeloop.errors import (

@@ -10,7 +10,6 @@ import asyncio
 import collections.abc
 import contextlib
 import contextvars
-import dataclasses
 import functools
 import threading
 import weakref
@@ -24,8 +23,10 @@ from homeloop.core import forking, waiting
 from homeloop.core.bottom_half import BottomHalf
 from homeloop.core.coroutine import Coroutine
 from homeloop.core.current import current_context, thread
+from homeloop.core.entries import Call, Calls, RunWakes
 from homeloop.core.inbox import Inbox
 from homeloop.core.loop import HomeLoop, current_task, enter_task, leave_task, running_loop, set_running_loop
+from homeloop.core.statistics import ContextStatistics, Counters
 from homeloop.core.workers import WorkerPool
 from homeloop.errors import NoRuntime, UsageError, WouldDeadlock, WrongState, WrongThread
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from homeloop.core.biglock import BigLock
     from homeloop.core.runtime import Runtime
 
-__all__ = ["AioContext", "ContextStatistics"]
+__all__ = ["AioContext"]
 
 T = TypeVar("T")
 get_ident = threading.get_ident
@@ -44,37 +45,6 @@ _NO_THREAD = -1         # no thread's ident
 # Wakes that one entry may run before the loop goes round: more than the longest chain anybody was promised
 # (25,000), few enough that two coroutines which wake each other for ever do not starve I/O and the big lock.
 CHAIN_MAX = 32_768
-
-
-_Call = tuple[Callable[..., object], tuple[Any, ...], contextvars.Context]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class ContextStatistics:
-    """What a context has done; counts since its start."""
-
-    name: str
-    entered: int            # wakes and starts that ran at once, on the waking thread
-    scheduled: int          # wakes and starts that were queued to the home
-    kicks: int              # system calls that ended a sleep of the home
-    posted: int             # posted callbacks that have run
-    calls_driven: int       # call(): ran to the end in the calling thread, no thread switch
-    calls_handed_over: int  # call(): begun in the calling thread, ended at home
-    coroutines: int         # suspended now
-    workers: dict[str, int]
-
-
-class _Counters:
-    """The mutable side of ContextStatistics. Each is written under the comment's protection."""
-
-    __slots__ = ("calls_driven", "calls_handed_over", "entered", "posted", "scheduled")
-
-    def __init__(self) -> None:
-        self.entered = 0                # home or big lock
-        self.scheduled = 0              # inbox lock
-        self.posted = 0                 # home
-        self.calls_driven = 0           # big lock
-        self.calls_handed_over = 0      # big lock
 
 
 class AioContext:
@@ -91,9 +61,9 @@ class AioContext:
         self.running: Coroutine[Any] | None = None              # home: the Coroutine that runs now
         self.driven: Coroutine[Any] | None = None               # big lock: a call() that its caller drives
         self.coroutines: set[Coroutine[Any]] = set()            # home: those that have suspended and not ended
-        self.counters = _Counters()
+        self.counters = Counters()
         self.home_away = False                                  # big lock: the home is in released()
-        self.calls: _Calls | None = None                        # home: the posted callbacks that run now
+        self.calls: Calls | None = None                        # home: the posted callbacks that run now
         self._wakes: list[Coroutine[Any]] = []                  # home: woken by what runs now, in order
         self._chain: deque[Coroutine[Any]] = deque()            # home: to run before anything that is ready
         self._wakes_queued = False                              # home: an entry for _wakes is at the head
@@ -205,7 +175,7 @@ class AioContext:
         call = (fn, args, copy_context())
         with self.lock:
             entries = self.inbox.entries
-            if entries and type(entries[-1]) is _Calls:     # open: closing takes what is there
+            if entries and type(entries[-1]) is Calls:     # open: closing takes what is there
                 entries[-1].append(call)        # whoever put the first of them has kicked
             else:
                 self.check_open_locked()
@@ -216,7 +186,7 @@ class AioContext:
         call = (fn, args, copy_context())
         with self.lock:
             entries = self.inbox.entries
-            if entries and type(entries[-1]) is _Calls:
+            if entries and type(entries[-1]) is Calls:
                 entries[-1].append(call)
             elif self.inbox.closed:
                 return False
@@ -224,8 +194,8 @@ class AioContext:
                 self._post_first_locked(call)
         return True
 
-    def _post_first_locked(self, call: _Call) -> None:
-        calls = _Calls()
+    def _post_first_locked(self, call: Call) -> None:
+        calls = Calls()
         calls.context = self
         calls.append(call)
         self.inbox.put_locked(calls)
@@ -345,9 +315,9 @@ class AioContext:
             if not self._wakes_queued:
                 self._wakes_queued = True
                 if self.home is not None:
-                    self.home.queue_first(_RunWakes(self))
+                    self.home.queue_first(RunWakes(self))
                 else:
-                    self.loop.call_soon(_RunWakes(self))
+                    self.loop.call_soon(RunWakes(self))
 
     def run_chain(self, co: Coroutine[Any]) -> None:
         """Step co, then those that it woke, then those that they woke: depth first, in the order of the
@@ -386,6 +356,12 @@ class AioContext:
     def _take_wakes(self) -> None:
         self._chain.extendleft(reversed(self._wakes))
         self._wakes.clear()
+
+    def run_wakes(self) -> None:
+        """Run what the asyncio task before us woke."""
+        self._wakes_queued = False
+        self._take_wakes()
+        self._run_chain()
 
     def _chain_to_queue(self) -> None:
         """What the chain has not run goes to the head of the ready queue."""
@@ -530,56 +506,6 @@ class AioContext:
         for entry in entries:
             if not entry._cancelled:
                 entry._run()
-
-
-class _Calls(deque[_Call]):
-    """An inbox entry: callbacks that were posted one behind the other, with their contextvars.
-
-    One entry for all: a post costs 0.5 us like this, 1.0 as an entry of its own, 1.6 as an asyncio.Handle.
-    """
-
-    __slots__ = ("context",)
-
-    _cancelled = False
-    _source_traceback = None
-    context: AioContext
-
-    def _run(self) -> None:
-        context = self.context
-        context.counters.posted += len(self)
-        outer, context.calls = context.calls, self
-        try:
-            while self:
-                fn, args, variables = self.popleft()
-                try:
-                    variables.run(fn, *args)
-                except (SystemExit, KeyboardInterrupt):
-                    raise
-                except BaseException as exc:
-                    context.report({"message": f"exception in posted callback {fn!r}", "exception": exc})
-        finally:
-            context.calls = outer
-            if self and context.home is not None:
-                context.counters.posted -= len(self)
-                context.home.queue_first(self)
-
-
-class _RunWakes:
-    """A ready-queue entry: what the asyncio task before it woke."""
-
-    _cancelled = False
-    _source_traceback = None
-
-    def __init__(self, context: AioContext) -> None:
-        self._context = context
-
-    def _run(self) -> None:
-        context = self._context
-        context._wakes_queued = False
-        context._take_wakes()
-        context._run_chain()
-
-    __call__ = _run
 
 
 _adopted: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AioContext] = weakref.WeakKeyDictionary()

@@ -432,11 +432,11 @@ class HomeLoop(asyncio.SelectorEventLoop):
 
     def run_one(self, *, blocking: bool) -> bool:   # home or big lock
         """One iteration, inside another or on its own; True if it ran anything that counts as progress."""
+        before = self.turns
         if not blocking:
             # As if something were ready: the sleep is one of 0.
             self._ready.append(_NOTHING)
             self.turns -= 1
-        before = self.turns
         self._run_once()
         return self.turns > before
 

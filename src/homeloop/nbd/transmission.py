@@ -76,6 +76,7 @@ class ReceiveBuffer:
         self._direct: memoryview | None = None  # a payload with memory of its own
         self._direct_filled = 0
         self._narrow = False  # the last message had such a payload: the next one probably has, too
+        self._lent: bytearray | None = None  # the memory of the last such payload, in the caller's hands
         self._spare: bytearray | None = None  # given back, for the next such payload
 
     @property
@@ -139,6 +140,8 @@ class ReceiveBuffer:
         self._direct = None
         self._direct_filled = 0
         self._narrow = True
+        assert isinstance(direct.obj, bytearray), type(direct.obj)
+        self._lent = direct.obj
         return direct
 
 
@@ -151,12 +154,12 @@ class RequestReader(ReceiveBuffer):
         super().__init__(REQUEST.size, receive_bytes)
         self._payload_bytes_max = payload_bytes_max
         self._awaiting: Request | None = None  # the WRITE whose payload is on its way
+        self.has_more = False  # next_batch() may have more to say before more is received
 
     def give_back(self, payload: memoryview) -> None:
         """Take a payload's memory for the next one: nobody uses it any more."""
-        memory = payload.obj
-        if memory is not self._buffer and isinstance(memory, bytearray):
-            self._spare = memory
+        if self._lent is not None and payload.obj is self._lent:
+            self._spare, self._lent = self._lent, None
 
     def owns(self, payload: memoryview) -> bool:
         """Whether this payload lies in the receive buffer: if so, it is gone after the next targets()."""
@@ -169,6 +172,7 @@ class RequestReader(ReceiveBuffer):
         returned by the call before. Sizes are checked before anything is kept for them.
         """
         batch: list[Request] = []
+        self.has_more = False
         if self._direct is not None:
             payload = self._take_direct()
             if payload is None:
@@ -183,6 +187,7 @@ class RequestReader(ReceiveBuffer):
             magic, flags, command, cookie, offset, length = unpack_from(buffer, position)
             if magic != REQUEST_MAGIC or (command == _WRITE and length > self._payload_bytes_max):
                 if batch:
+                    self.has_more = True
                     break  # the next call raises, from here
                 self._refuse(magic, length)
             if command != _WRITE:
@@ -204,6 +209,7 @@ class RequestReader(ReceiveBuffer):
             position = payload_end
             batch.append((command, flags, cookie, offset, length, payload))
         self._start = position
+        self.has_more |= len(batch) >= requests_max
         return batch
 
     def _refuse(self, magic: int, length: int) -> None:
@@ -228,10 +234,9 @@ class ReplyReader(ReceiveBuffer):
     def next_batch(self) -> list[Reply]:
         """Return the next whole replies; none until more is received. PeerError as in RequestReader."""
         batch: list[Reply] = []
-        direct = self._take_direct()
-        if direct is not None:
-            assert isinstance(direct.obj, bytearray), type(direct.obj)
-            batch.append((self._awaiting, 0, direct.obj))
+        if self._take_direct() is not None:
+            batch.append((self._awaiting, 0, self._lent))
+            self._lent = None
         elif self._direct is not None:
             return batch
         header_bytes = SIMPLE_REPLY.size

@@ -1,0 +1,63 @@
+"""Ready-queue entries of ours: they need no asyncio.Handle, see HomeLoop."""
+
+from __future__ import annotations
+
+import contextvars
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from homeloop.core.context import AioContext
+
+__all__ = ["Call", "Calls", "RunWakes"]
+
+Call = tuple[Callable[..., object], tuple[Any, ...], contextvars.Context]
+
+
+class Calls(deque[Call]):
+    """An inbox entry: callbacks that were posted one behind the other, with their contextvars.
+
+    One entry for all: a post costs 0.5 us like this, 1.0 as an entry of its own, 1.6 as an asyncio.Handle.
+    """
+
+    __slots__ = ("context",)
+
+    _cancelled = False
+    _source_traceback = None
+    context: AioContext
+
+    def _run(self) -> None:
+        context = self.context
+        context.counters.posted += len(self)
+        outer, context.calls = context.calls, self
+        try:
+            while self:
+                fn, args, variables = self.popleft()
+                try:
+                    variables.run(fn, *args)
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as exc:
+                    context.report({"message": f"exception in posted callback {fn!r}", "exception": exc})
+        finally:
+            context.calls = outer
+            if self and context.home is not None:
+                context.counters.posted -= len(self)
+                context.home.queue_first(self)
+
+
+class RunWakes:
+    """A ready-queue entry: what the asyncio task before it woke."""
+
+    _cancelled = False
+    _source_traceback = None
+
+    def __init__(self, context: AioContext) -> None:
+        self._context = context
+
+    def _run(self) -> None:
+        context = self._context
+        context.run_wakes()
+
+    __call__ = _run
