@@ -46,6 +46,11 @@ def test_wrong_answer_to_a_read(model: str, answer: object, says: str) -> None:
     asyncio.run(main())
 
 
+def test_inline_driver_cannot_put_off_its_answer() -> None:
+    """None means "it would block" from a quick path only."""
+    assert "returned NoneType" in refused(Device(Recorder(None)).read, 0, 4).text
+
+
 @pytest.mark.parametrize(
     "answer",
     [

@@ -111,6 +111,30 @@ def test_drain_waits_for_all() -> None:
     asyncio.run(main())
 
 
+def test_drain_cancelled_in_the_step_in_which_the_last_request_ends() -> None:
+    """The others are still told.
+
+    1. let_go          the request will run next
+    2. drain.cancel()  its future is cancelled, its task has yet to run
+    3.                 the request ends, and finds a future that is done already
+    """
+
+    async def main() -> None:
+        driver = AsyncDriver()
+        device = Device(driver)
+        request = asyncio.create_task(device.read(0, 1))        # type: ignore[arg-type]
+        await turns()
+        first, second = (asyncio.create_task(device.drain()) for _ in range(2))
+        await turns()
+        driver.let_go.set()
+        first.cancel()
+        await asyncio.wait_for(second, BOUND_S)
+        assert first.cancelled()
+        assert await request == b"\0"
+
+    asyncio.run(main())
+
+
 def test_close_refuses_drains_flushes_closes() -> None:
     async def main() -> None:
         driver = AsyncDriver()

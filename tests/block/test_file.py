@@ -449,11 +449,18 @@ def test_sparse_image_stays_sparse_when_read_and_written(tmp_path: Path) -> None
     assert allocated_bytes(path) <= 256 * 1024
 
 
-def test_large_holes_are_answered_inline_on_a_read_only_image(tmp_path: Path) -> None:
+def test_large_holes_leave_the_page_cache_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a read-only image they are answered inline, and nothing is read."""
     need_holes(tmp_path)
     path = tmp_path / "sparse.img"
     File(path, size=64 * MIB, create=True).close()
     need_nowait_reads(tmp_path)
+
+    def read(*args: object) -> int:
+        pytest.fail("a hole was read")
+
+    monkeypatch.setattr(os, "preadv", read)
+    monkeypatch.setattr(os, "pread", read)
 
     async def main() -> None:
         device = Device(File(path, read_only=True))

@@ -30,7 +30,10 @@ def test_answer_does_not_change_with_later_writes() -> None:
     memory.write(0, b"a" * 4 * PAGE)
     answers = [memory.read(0, 4096), memory.read(0, PAGE), memory.read(100, 2 * PAGE), memory.read(0, 4 * PAGE)]
     copies = [bytes(answer) for answer in answers]
-    memory.write(0, b"b" * 4 * PAGE)
+    for offset in range(0, 4 * PAGE, 1024):
+        memory.write(offset, b"b" * 1024)           # into the pages
+    memory.trim(10, 2 * PAGE)
+    memory.write(0, b"b" * 4 * PAGE)                # in place of the pages
     memory.trim(0, 4 * PAGE)
     assert [bytes(answer) for answer in answers] == copies
 

@@ -216,5 +216,8 @@ async def _on_executor(call: Callable[[], object]) -> object:
     if cancelled is not None:
         if not result.cancelled():
             result.exception()       # taken: or the loop would report it as never retrieved
-        raise cancelled
+        try:
+            raise cancelled
+        finally:
+            del cancelled            # it holds this frame by its traceback, which would hold it: a cycle
     return result.result()
