@@ -1,1 +1,7 @@
 """Network block devices: the protocol, a server and a client."""
+
+from homeloop.nbd.client import Client, connect
+from homeloop.nbd.server import Server, ServerLimits
+from homeloop.nbd.serving import serve
+
+__all__ = ["Client", "Server", "ServerLimits", "connect", "serve"]

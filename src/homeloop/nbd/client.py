@@ -1,0 +1,369 @@
+"""An NBD client for asyncio: many requests in flight on one connection, replies in any order.
+
+    async with connect("nbd+unix:///disk?socket=/run/disk.sock") as disk:
+        data = await disk.read(0, 4096)
+
+It belongs to the loop it was opened in, and speaks what the server side of this package speaks: fixed newstyle,
+simple replies, no TLS. Requests of one turn of the loop go out in one sendmsg(); large answers are received into
+the memory in which they are returned.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Generator
+from types import TracebackType
+from typing import Final
+
+from homeloop.errors import BlockError, PeerError, WrongState
+from homeloop.nbd.client_handshake import ClientHandshake, Refused, ServerInfo
+from homeloop.nbd.protocol import Command, CommandFlag, OptionReply, TransmissionFlag, errno_of_wire
+from homeloop.nbd.sending import BytesLike, SendQueue
+from homeloop.nbd.transmission import ReplyReader, pack_request
+from homeloop.nbd.uri import NbdUri, parse_uri
+
+__all__ = ["Client", "connect"]
+
+_RECEIVE_BYTES: Final = 16 << 10  # of one receive during the handshake
+
+# What a refusal of the handshake means in errno's words.
+_ERRNO_OF_REFUSAL: Final = {
+    OptionReply.ERR_UNSUP: errno.ENOTSUP,
+    OptionReply.ERR_POLICY: errno.EACCES,
+    OptionReply.ERR_INVALID: errno.EINVAL,
+    OptionReply.ERR_TLS_REQD: errno.EACCES,
+    OptionReply.ERR_UNKNOWN: errno.ENOENT,
+    OptionReply.ERR_SHUTDOWN: errno.ESHUTDOWN,
+    OptionReply.ERR_TOO_BIG: errno.EINVAL,
+}
+
+
+class Client:
+    """One connection, in transmission. Made by connect(); for its loop's thread only.
+
+    A request raises BlockError if the server (or the range, or what the export can do) refuses it; the
+    connection goes on. PeerError means that the server broke the protocol or went away: all requests fail with
+    it, those in flight and those to come. A cancelled request is forgotten here; the server may still do it.
+    """
+
+    def __init__(self, sock: socket.socket, info: ServerInfo, leftover: bytes) -> None:
+        """Take over a non-blocking socket that has just entered transmission."""
+        self.info = info
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self._reader = ReplyReader()
+        self._out = SendQueue()
+        self._waiting: dict[int, tuple[asyncio.Future[BytesLike | None], str]] = {}  # cookie -> ..., what it is
+        self._cookie = 0
+        self._idle: asyncio.Future[None] | None = None  # close() waits until nothing is in flight
+        self._flush_queued = False
+        self._writing = False
+        self._failure: PeerError | None = None
+        self._closing = False
+        self._loop.add_reader(sock, self._on_readable)
+        if leftover:  # only a broken server speaks now
+            self._fail(PeerError(f"the server sent {len(leftover)} bytes before any request"))
+
+    @property
+    def size(self) -> int:
+        """Of the export, in bytes."""
+        return self.info.size
+
+    @property
+    def read_only(self) -> bool:
+        """Does the server refuse changes?"""
+        return self.can(TransmissionFlag.READ_ONLY)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that the server has not answered yet."""
+        return len(self._waiting)
+
+    def can(self, flag: TransmissionFlag) -> bool:
+        """Has the export this transmission flag?"""
+        return bool(self.info.flags & flag)
+
+    def __repr__(self) -> str:
+        state = "failed" if self._failure is not None else "closed" if self._closing else "open"
+        return f"<Client {self.info.name!r} {state} size={self.size} in_flight={self.in_flight}>"
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    # -- requests ------------------------------------------------------------------------------------------
+
+    async def read(self, offset: int, length: int) -> BytesLike:
+        """Return `length` bytes at `offset`, as bytes or bytearray: the caller's own."""
+        self._check(offset, length, errno.EINVAL, payload=True)
+        data = await self._ask(Command.READ, 0, offset, length, expected=length)
+        return b"" if data is None else data
+
+    async def write(self, offset: int, data: BytesLike, *, fua: bool = False) -> None:
+        """Write; fua: on stable storage when it returns. `data` must not change until then."""
+        view = memoryview(data).cast("B")
+        self._check_change("write", offset, len(view), payload=True)
+        await self._ask(Command.WRITE, self._fua(fua), offset, len(view), data=view)
+
+    async def flush(self) -> None:
+        """Bring every change that has been answered to stable storage."""
+        self._need(TransmissionFlag.SEND_FLUSH, "flush")
+        await self._ask(Command.FLUSH, 0, 0, 0)
+
+    async def trim(self, offset: int, length: int, *, fua: bool = False) -> None:
+        """Tell the server that these bytes are of no more use; what they read as then is open."""
+        self._check_change("trim", offset, length)
+        self._need(TransmissionFlag.SEND_TRIM, "trim")
+        await self._ask(Command.TRIM, self._fua(fua), offset, length)
+
+    async def write_zeroes(
+        self, offset: int, length: int, *, fua: bool = False, may_trim: bool = True
+    ) -> None:
+        """Make these bytes read as zeroes; may_trim: they may become a hole."""
+        self._check_change("write_zeroes", offset, length)
+        self._need(TransmissionFlag.SEND_WRITE_ZEROES, "write_zeroes")
+        flags = self._fua(fua) | (0 if may_trim else CommandFlag.NO_HOLE)
+        await self._ask(Command.WRITE_ZEROES, flags, offset, length)
+
+    def _check(self, offset: int, length: int, past_end: int, *, payload: bool = False) -> None:
+        """Z6: what a client must not send, it refuses itself."""
+        what = f"{length} bytes at {offset}"
+        if offset < 0 or length < 0 or length >= 1 << 32:
+            raise BlockError(errno.EINVAL, f"{what}: the protocol cannot carry this")
+        if offset + length > self.size:
+            raise BlockError(past_end, f"{what}: the export has {self.size} bytes")
+        if (offset | length) & (self.info.block_size_minimum - 1):
+            raise BlockError(errno.EINVAL, f"{what}: not in blocks of {self.info.block_size_minimum} bytes")
+        if payload and length > self.info.payload_bytes_max:
+            raise BlockError(errno.EINVAL, f"{what}: the server takes {self.info.payload_bytes_max} at once")
+
+    def _check_change(self, kind: str, offset: int, length: int, *, payload: bool = False) -> None:
+        if self.read_only:
+            raise BlockError(errno.EPERM, f"{kind} of {length} bytes at {offset}: the export is read-only")
+        self._check(offset, length, errno.ENOSPC, payload=payload)
+
+    def _need(self, flag: TransmissionFlag, kind: str) -> None:
+        if not self.can(flag):
+            raise BlockError(errno.ENOTSUP, f"{kind}: the export does not offer it")
+
+    def _fua(self, fua: bool) -> int:
+        if fua:
+            self._need(TransmissionFlag.SEND_FUA, "fua")
+        return CommandFlag.FUA if fua else 0
+
+    async def _ask(
+        self, command: Command, flags: int, offset: int, length: int, *, expected: int = 0,
+        data: memoryview | None = None,
+    ) -> BytesLike | None:
+        if self._failure is not None:
+            raise PeerError(str(self._failure)) from self._failure
+        if self._closing:
+            raise WrongState(f"{command.name.lower()} on a client that is closed")
+        self._cookie += 1
+        cookie = self._cookie
+        reply: asyncio.Future[BytesLike | None] = self._loop.create_future()
+        self._waiting[cookie] = reply, f"{command.name} of {length} bytes at {offset}"
+        self._reader.expect(cookie, expected)
+        self._out.append(pack_request(command, flags, cookie, offset, length))
+        if data:
+            self._out.append(data)
+        self._queue_flush()
+        return await reply
+
+    # -- out -----------------------------------------------------------------------------------------------
+
+    def _queue_flush(self) -> None:
+        """Send in this turn of the loop, but after what else is asked in it."""
+        if not self._flush_queued and not self._writing:
+            self._flush_queued = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_queued = False
+        if self._sock.fileno() < 0:
+            return
+        try:
+            done = self._out.send(self._sock)
+        except OSError as error:
+            self._fail(PeerError(f"the connection broke: {error}"))
+            return
+        if done and self._writing:
+            self._loop.remove_writer(self._sock)
+        elif not done and not self._writing:
+            self._loop.add_writer(self._sock, self._flush)
+        self._writing = not done
+
+    # -- in ------------------------------------------------------------------------------------------------
+
+    def _on_readable(self) -> None:
+        try:
+            count = self._sock.recvmsg_into(self._reader.targets())[0]
+            if not count:
+                raise PeerError(f"the server closed the connection with {self.in_flight} requests in flight")
+            self._reader.received(count)
+            while batch := self._reader.next_batch():
+                for cookie, error, data in batch:
+                    self._settle(cookie, error, data)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._fail(PeerError(f"the connection broke: {error}"))
+        except PeerError as error:
+            self._fail(error)
+
+    def _settle(self, cookie: int, error: int, data: bytes | bytearray | None) -> None:
+        reply, what = self._waiting.pop(cookie)
+        if not reply.done():  # done: its request was cancelled
+            if error:
+                number = errno_of_wire(error)
+                reply.set_exception(BlockError(number, f"{what}: the server says {os.strerror(number)}"))
+            else:
+                reply.set_result(data)
+        self._maybe_idle()
+
+    def _maybe_idle(self) -> None:
+        if not self._waiting and self._idle is not None and not self._idle.done():
+            self._idle.set_result(None)
+
+    def _fail(self, failure: PeerError) -> None:
+        """The connection is of no more use: nobody waits for it any longer."""
+        if self._failure is not None:
+            return
+        self._failure = failure
+        self._close_socket()
+        waiting, self._waiting = self._waiting, {}
+        for reply, what in waiting.values():
+            if not reply.done():
+                error = PeerError(f"{what}: {failure}")
+                error.__cause__ = failure
+                reply.set_exception(error)
+        self._maybe_idle()
+
+    def _close_socket(self) -> None:
+        if self._sock.fileno() < 0:
+            return
+        self._loop.remove_reader(self._sock)
+        if self._writing:
+            self._loop.remove_writer(self._sock)
+            self._writing = False
+        self._sock.close()
+        self._out.clear()
+
+    async def close(self) -> None:
+        """Take no more requests, wait for those in flight (F2), say goodbye, close. Twice is fine.
+
+        What was written is not flushed by this. Cancelled: the socket is closed at once.
+        """
+        self._closing = True
+        if self._sock.fileno() < 0:
+            return
+        try:
+            if self._waiting:
+                self._idle = self._loop.create_future()
+                await self._idle
+            if self._failure is None:
+                self._out.append(pack_request(Command.DISC, 0, 0, 0, 0))
+                # Nothing is in flight, so nothing waits to be sent: if the kernel does not take 28 bytes now, the
+                # server learns it from the end of the stream.
+                with contextlib.suppress(OSError):
+                    self._out.send(self._sock)
+        finally:
+            self._close_socket()
+
+
+class _Connecting:
+    """What connect() returns: to be awaited, or entered with `async with`."""
+
+    def __init__(self, uri: NbdUri) -> None:
+        self._uri = uri
+        self._client: Client | None = None
+
+    def __await__(self) -> Generator[object, None, Client]:
+        return _open(self._uri).__await__()
+
+    async def __aenter__(self) -> Client:
+        self._client = await _open(self._uri)
+        return self._client
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        assert self._client is not None, "left without being entered"
+        await self._client.close()
+
+
+def connect(uri: str | NbdUri) -> _Connecting:
+    """Connect to an export: `await connect(uri)`, or `async with connect(uri) as client`.
+
+    ValueError for what is no NBD URI; when awaited, OSError if nobody listens, BlockError if the server refuses
+    (ENOENT: no such export), PeerError if it is no NBD server or a broken one. There is no time limit in it:
+    use asyncio.timeout().
+    """
+    return _Connecting(parse_uri(uri) if isinstance(uri, str) else uri)
+
+
+async def _open(uri: NbdUri) -> Client:
+    loop = asyncio.get_running_loop()
+    sock = await _connected(loop, uri)
+    try:
+        handshake = ClientHandshake(uri.export)
+        while True:
+            data = await loop.sock_recv(sock, _RECEIVE_BYTES)
+            if not data:
+                raise PeerError(f"the server hung up during the handshake for export {uri.export!r}")
+            handshake.feed(data)
+            while (turn := handshake.next_turn()) is not None:
+                if turn.data:
+                    await loop.sock_sendall(sock, turn.data)
+                if isinstance(turn.end, Refused):
+                    raise _refusal(uri, turn.end)
+                if turn.end is not None:
+                    return Client(sock, turn.end.info, turn.end.leftover)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def _refusal(uri: NbdUri, end: Refused) -> BlockError:
+    try:
+        reply = OptionReply(end.reply)
+    except ValueError:
+        return BlockError(errno.EPROTO, f"export {uri.export!r}: refused with {end.reply:#x}: {end.text}")
+    number = _ERRNO_OF_REFUSAL.get(reply, errno.EPROTO)
+    return BlockError(number, f"export {uri.export!r}: {reply.name}: {end.text}")
+
+
+async def _connected(loop: asyncio.AbstractEventLoop, uri: NbdUri) -> socket.socket:
+    if uri.socket is not None:
+        return await _connect_to(loop, socket.AF_UNIX, uri.socket)
+    addresses = await loop.getaddrinfo(uri.host, uri.port, type=socket.SOCK_STREAM)
+    for number, (family, _, _, _, address) in enumerate(addresses, 1):
+        try:
+            return await _connect_to(loop, family, address)
+        except OSError:
+            if number == len(addresses):
+                raise
+    raise OSError(errno.EADDRNOTAVAIL, f"host {uri.host} has no address")
+
+
+async def _connect_to(
+    loop: asyncio.AbstractEventLoop, family: int, address: str | tuple[object, ...]
+) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await loop.sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock

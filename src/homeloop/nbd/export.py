@@ -1,0 +1,114 @@
+"""An export: a device under a name, at home in a context, with the clients that use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from homeloop.block.device import Device, DeviceStatistics
+from homeloop.core.context import AioContext
+from homeloop.nbd.connection import Connection, ConnectionStatistics
+from homeloop.nbd.handshake import ExportInfo
+from homeloop.nbd.protocol import TransmissionFlag, pack_string
+
+__all__ = ["Export", "ExportStatistics", "transmission_flags"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportStatistics:
+    """One moment of one export; counts are of all its clients since it was added."""
+
+    name: str
+    context: str
+    size: int
+    read_only: bool
+    clients: int  # there were so many
+    requests: int
+    errors: int
+    received_bytes: int
+    sent_bytes: int
+    connections: tuple[ConnectionStatistics, ...]  # that are there
+    device: DeviceStatistics
+
+
+def transmission_flags(device: Device, read_only: bool) -> TransmissionFlag:
+    """Return what an export of the device tells its clients that it can do (X4)."""
+    flags = TransmissionFlag.HAS_FLAGS
+    offered = {
+        TransmissionFlag.SEND_FLUSH: device.can_flush,
+        TransmissionFlag.SEND_FUA: device.can_fua,
+        TransmissionFlag.SEND_TRIM: device.can_trim and not read_only,
+        TransmissionFlag.SEND_WRITE_ZEROES: device.can_write_zeroes and not read_only,
+        TransmissionFlag.READ_ONLY: read_only,
+        TransmissionFlag.CAN_MULTI_CONN: device.can_multi_conn,
+    }
+    for flag, there in offered.items():
+        if there:
+            flags |= flag
+    return flags
+
+
+class Export:
+    """A device under a name. Belongs to the server's context; the device and the connections to `context`."""
+
+    def __init__(
+        self,
+        name: str,
+        device: Device,
+        context: AioContext,
+        *,
+        description: str = "",
+        read_only: bool = False,
+        payload_bytes_max: int,
+    ) -> None:
+        """Raises ValueError for a name or description that the protocol cannot carry (H9)."""
+        pack_string(name, "export name")
+        pack_string(description, "description")
+        self.name = name
+        self.device = device
+        self.context = context
+        self.read_only = read_only or device.read_only
+        self.info = ExportInfo(
+            name=name,
+            size=device.size,
+            flags=transmission_flags(device, self.read_only),
+            description=description,
+            block_size_minimum=device.block_size.minimum,
+            block_size_preferred=device.block_size.preferred,
+            payload_bytes_max=min(device.block_size.maximum, payload_bytes_max),
+        )
+        # The server's context only, from here on.
+        self.connections: set[Connection] = set()  # handed over to `context` and not yet reported as closed
+        self._clients = 0
+        self._gone = [0, 0, 0, 0]  # requests, errors, received and sent bytes of those that have left
+
+    def __repr__(self) -> str:
+        return f"<Export {self.name!r} of {self.device!r} at {self.context.name} clients={len(self.connections)}>"
+
+    def attach(self, connection: Connection) -> None:
+        """A client has come. The server's context."""
+        self.connections.add(connection)
+        self._clients += 1
+
+    def detach(self, connection: Connection) -> None:
+        """A client has left; its counts stay. The server's context, once."""
+        self.connections.remove(connection)
+        last = connection.statistics()
+        counts = (last.requests, last.errors, last.received_bytes, last.sent_bytes)
+        self._gone = [have + more for have, more in zip(self._gone, counts, strict=True)]
+
+    def statistics(self) -> ExportStatistics:
+        """Return the counts. The server's context; those of connections are of about the same moment."""
+        now = tuple(connection.statistics() for connection in self.connections)
+        return ExportStatistics(
+            name=self.name,
+            context=self.context.name,
+            size=self.info.size,
+            read_only=self.read_only,
+            clients=self._clients,
+            requests=self._gone[0] + sum(one.requests for one in now),
+            errors=self._gone[1] + sum(one.errors for one in now),
+            received_bytes=self._gone[2] + sum(one.received_bytes for one in now),
+            sent_bytes=self._gone[3] + sum(one.sent_bytes for one in now),
+            connections=now,
+            device=self.device.statistics(),
+        )

@@ -1,0 +1,364 @@
+"""The NBD server: accepts and handshakes in its own context, then gives each client to its export's home.
+
+    listener -> accept -> Handshake -> (GO) -> export.context: Connection.start()
+                                                     |
+    server's context <- post -- _ended_at_home() <- Connection is closed
+
+What is listed here (exports, clients) belongs to the server's context. A connection belongs to its export's; the
+two meet in posts, never in a lock. A client that misbehaves costs one line in the log and its own connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import functools
+import itertools
+import logging
+import os
+import socket
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from homeloop.block.device import Device
+from homeloop.core.context import AioContext
+from homeloop.core.coroutine import Coroutine
+from homeloop.errors import PeerError, WrongState, WrongThread
+from homeloop.nbd.connection import Connection, ConnectionLimits
+from homeloop.nbd.export import Export, ExportStatistics
+from homeloop.nbd.handshake import Ended, ExportInfo, Handshake, HandshakeLimits, Negotiated
+from homeloop.nbd.listening import Listener, listen_tcp, listen_unix, peer_name
+from homeloop.nbd.uri import NbdUri, format_uri
+
+__all__ = ["Server", "ServerLimits", "ServerStatistics"]
+
+logger = logging.getLogger(__name__)
+
+_RECEIVE_BYTES: Final = 16 << 10  # of one receive during the handshake
+_ACCEPTS_MAX: Final = 16  # in one turn of the loop
+# accept() fails with these while the machine is short of something. The listening socket stays readable: without
+# a pause the loop would spin until it gets better.
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerLimits:
+    """What all clients together, and each, may occupy."""
+
+    connections_max: int = 256  # shaking hands or served; one more is closed at once
+    handshake_s: float = 30.0  # for the whole of it
+    backlog: int = 128  # of the listening sockets
+    accept_pause_s: float = 1.0  # after accept() failed for want of file descriptors or memory
+    handshake: HandshakeLimits = field(default_factory=HandshakeLimits)
+    connection: ConnectionLimits = field(default_factory=ConnectionLimits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStatistics:
+    """One moment of a server; counts are since its start."""
+
+    name: str
+    uris: tuple[str, ...]
+    handshakes: int  # clients that have not chosen an export yet
+    connections: int  # clients that have
+    accepted: int
+    refused: int  # over the limit
+    failed: int  # ended by a handshake or a request that broke the protocol, or by a mistake of ours
+    exports: tuple[ExportStatistics, ...]
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class _Newcomer:
+    """A client that has not chosen an export yet."""
+
+    number: int
+    peer: str
+    sock: socket.socket  # ours until it is handed over
+    handshake: Handshake
+    running: Coroutine[None] | None = None
+    handed_over: bool = False
+
+
+class Server:
+    """An NBD server. Made anywhere; its methods are for the home thread of `context`, unless they say otherwise."""
+
+    def __init__(self, context: AioContext, *, limits: ServerLimits | None = None, name: str = "nbd") -> None:
+        self.name = name
+        self._context = context
+        self._limits = limits if limits is not None else ServerLimits()
+        # The server's context only, all of them.
+        self._listeners: list[Listener] = []
+        self._exports: dict[str, Export] = {}
+        self._infos: dict[str, ExportInfo] = {}  # of the same exports: what handshakes look at
+        self._newcomers: dict[int, _Newcomer] = {}  # by number: clients that have not chosen an export
+        self._numbers = itertools.count(1)  # of clients
+        self._connections = 0
+        self._accepted = 0
+        self._refused = 0
+        self._failed = 0
+        self._closing = False
+        self._client_left = asyncio.Event()  # pulsed when a handshake or a connection has ended
+
+    def __repr__(self) -> str:
+        return f"<Server {self.name} exports={len(self._exports)} connections={self._connections}>"
+
+    # -- listening -----------------------------------------------------------------------------------------
+
+    async def listen(self, where: str | os.PathLike[str] | tuple[str, int], *, export: str = "") -> str:
+        """Listen on a unix socket's path, or on (host, port); port 0 takes a free one. Return the URI of `export`.
+
+        A socket file that a dead server left is replaced. Raises OSError, naming the address: EADDRINUSE if
+        somebody listens there.
+        """
+        self._check_home("listen()")
+        if self._closing:
+            raise WrongState(f"server {self.name} is closed")
+        if isinstance(where, tuple):
+            host, port = where
+            listeners = listen_tcp(host or "localhost", await self._addresses(host, port), self._limits.backlog)
+        else:
+            listeners = [listen_unix(os.fspath(where), self._limits.backlog)]
+        for listener in listeners:
+            self._listeners.append(listener)
+            self._watch(listener)
+        return self.uri(export, listeners[0])
+
+    async def _addresses(self, host: str, port: int) -> list[tuple[Any, ...]]:
+        def resolve(flags: int) -> list[tuple[Any, ...]]:
+            flags |= socket.AI_PASSIVE
+            return list(socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags))
+
+        try:
+            return resolve(socket.AI_NUMERICHOST)
+        except socket.gaierror:
+            return await self._context.worker(resolve, 0)  # a name: somebody must be asked, which takes its time
+
+    def uri(self, export: str = "", listener: Listener | None = None) -> str:
+        """Return the URI of an export, at the first address that the server listens on."""
+        if listener is None:
+            if not self._listeners:
+                raise WrongState(f"server {self.name} does not listen")
+            listener = self._listeners[0]
+        at = listener.uri
+        return format_uri(NbdUri(socket=at.socket, host=at.host, port=at.port, export=export))
+
+    def _watch(self, listener: Listener) -> None:
+        if not self._closing:
+            self._context.loop.add_reader(listener.sock, self._on_acceptable, listener)
+
+    def _on_acceptable(self, listener: Listener) -> None:
+        for _ in range(_ACCEPTS_MAX):
+            try:
+                sock, _ = listener.sock.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in _SHORTAGES:
+                    raise
+                pause_s = self._limits.accept_pause_s
+                logger.warning("%s: cannot accept clients for %.1f s: %s", self.name, pause_s, error)
+                self._context.loop.remove_reader(listener.sock)
+                self._context.loop.call_later(pause_s, self._watch, listener)
+                return
+            self._admit(sock)
+
+    def _admit(self, sock: socket.socket) -> None:
+        number = next(self._numbers)
+        peer = peer_name(sock, number)
+        if self._connections + len(self._newcomers) >= self._limits.connections_max:
+            self._refused += 1
+            sock.close()
+            logger.warning("%s: %s refused: %d clients are here", self.name, peer, self._limits.connections_max)
+            return
+        self._accepted += 1
+        sock.setblocking(False)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        handshake = Handshake(self._infos, limits=self._limits.handshake)
+        newcomer = _Newcomer(number=number, peer=peer, sock=sock, handshake=handshake)
+        self._newcomers[number] = newcomer
+        newcomer.running = self._context.spawn(self._shake_hands(newcomer))
+        newcomer.running.add_done_callback(functools.partial(self._left_handshake, newcomer))
+
+    # -- handshakes ----------------------------------------------------------------------------------------
+
+    async def _shake_hands(self, newcomer: _Newcomer) -> None:
+        peer = newcomer.peer
+        try:
+            async with asyncio.timeout(self._limits.handshake_s):
+                end = await self._negotiate(newcomer.sock, newcomer.handshake)
+            if isinstance(end, Negotiated):
+                newcomer.handed_over = self._hand_over(peer, newcomer.sock, end)
+            elif end is not None and end.reason:
+                logger.warning("%s: %s: %s", self.name, peer, end.reason)
+        except TimeoutError:
+            self._failed += 1
+            logger.warning("%s: %s: no handshake in %g s", self.name, peer, self._limits.handshake_s)
+        except PeerError as error:
+            self._failed += 1
+            logger.warning("%s: %s: %s", self.name, peer, error)
+        except OSError:
+            pass  # the client went away
+        except Exception:
+            self._failed += 1
+            logger.exception("%s: %s: the handshake failed by a mistake of ours", self.name, peer)
+
+    def _left_handshake(self, newcomer: _Newcomer, _running: object) -> None:
+        """Also called for a coroutine that was cancelled before its first step."""
+        if not newcomer.handed_over:
+            newcomer.sock.close()
+        del self._newcomers[newcomer.number]
+        self._client_left.set()
+
+    async def _negotiate(self, sock: socket.socket, handshake: Handshake) -> Negotiated | Ended | None:
+        """Talk until the client has chosen, or left (None: without a word)."""
+        loop = self._context.loop
+        await loop.sock_sendall(sock, handshake.greeting())
+        while data := await loop.sock_recv(sock, _RECEIVE_BYTES):
+            handshake.feed(data)
+            while (turn := handshake.next_turn()) is not None:
+                if turn.data:
+                    await loop.sock_sendall(sock, turn.data)
+                if turn.end is not None:
+                    return turn.end
+        return None
+
+    def _hand_over(self, peer: str, sock: socket.socket, end: Negotiated) -> bool:
+        """Give the client to its export's home; False if that is not possible any more."""
+        export = self._exports.get(end.export.name)
+        if export is None or export.info is not end.export:
+            return False  # removed while the client was told of it
+        context = export.context
+        connection = Connection(
+            sock,
+            export.device,
+            peer=peer,
+            spawn=context.spawn,
+            on_closed=functools.partial(self._ended_at_home, export),
+            read_only=export.read_only,
+            limits=self._limits.connection,
+        )
+        if not context.try_post(connection.start, end.leftover):
+            logger.warning("%s: %s: the context of export %r has ended", self.name, peer, export.name)
+            return False
+        export.attach(connection)
+        self._connections += 1
+        return True
+
+    # -- the ends of connections ---------------------------------------------------------------------------
+
+    def _ended_at_home(self, export: Export, connection: Connection, error: BaseException | None) -> None:
+        """The export's home: a connection is closed."""
+        if isinstance(error, PeerError):
+            logger.warning("%s: %s on export %r: %s", self.name, connection.peer, export.name, error)
+        elif error is not None:
+            text = "%s: %s on export %r: ended by a mistake of ours"
+            logger.error(text, self.name, connection.peer, export.name, exc_info=error)
+        self._context.try_post(self._forget, export, connection, error is not None)
+
+    def _forget(self, export: Export, connection: Connection, failed: bool) -> None:
+        export.detach(connection)
+        self._connections -= 1
+        self._failed += failed
+        self._client_left.set()
+
+    # -- exports -------------------------------------------------------------------------------------------
+
+    async def add_export(
+        self,
+        name: str,
+        device: Device,
+        context: AioContext | None = None,
+        *,
+        description: str = "",
+        read_only: bool = False,
+    ) -> Export:
+        """Offer a device under a name; its requests run in `context` (None: the server's own).
+
+        The device stays the caller's, to be closed after remove_export() or close(). ValueError for a name
+        that the protocol cannot carry, WrongState if the name is taken.
+        """
+        self._check_home("add_export()")
+        if self._closing:
+            raise WrongState(f"server {self.name} is closed")
+        if name in self._exports:
+            raise WrongState(f"server {self.name} has an export named {name!r} already")
+        export = Export(
+            name,
+            device,
+            context if context is not None else self._context,
+            description=description,
+            read_only=read_only,
+            payload_bytes_max=self._limits.connection.payload_bytes_max,
+        )
+        self._exports[name] = export
+        self._infos[name] = export.info
+        return export
+
+    async def remove_export(self, name: str) -> None:
+        """Offer it no more; finish its requests in flight, send their replies, close its connections.
+
+        Returns when no request runs any more. WrongState if there is no export of that name.
+        """
+        self._check_home("remove_export()")
+        if name not in self._exports:
+            raise WrongState(f"server {self.name} has no export named {name!r}")
+        export = self._exports[name]
+        self._withdraw(export)
+        while export.connections:
+            await self._next_leave()
+
+    def _withdraw(self, export: Export) -> None:
+        """Offer it no more, and let its connections end."""
+        del self._exports[export.name]
+        del self._infos[export.name]
+        for connection in list(export.connections):
+            if not export.context.try_post(connection.shutdown):
+                self._forget(export, connection, True)  # its home has ended, and it with it
+
+    async def close(self) -> None:
+        """Stop listening, finish the requests in flight, close all connections, remove socket files.
+
+        Clients that shake hands meanwhile are told that the server shuts down (O6); those that still do so in
+        the end are cut off. Twice is fine.
+        """
+        self._check_home("close()")
+        self._closing = True
+        for listener in self._listeners:
+            self._context.loop.remove_reader(listener.sock)
+            listener.close()
+        self._listeners.clear()
+        for newcomer in self._newcomers.values():
+            newcomer.handshake.shutting_down = True
+        for export in list(self._exports.values()):
+            self._withdraw(export)
+        while self._connections:
+            await self._next_leave()
+        for newcomer in self._newcomers.values():
+            assert newcomer.running is not None, newcomer
+            newcomer.running.cancel()
+        while self._newcomers:
+            await self._next_leave()
+
+    async def _next_leave(self) -> None:
+        self._client_left.clear()
+        await self._client_left.wait()
+
+    def statistics(self) -> ServerStatistics:
+        """Return the counts of the server, its exports and their connections."""
+        self._check_home("statistics()")
+        return ServerStatistics(
+            name=self.name,
+            uris=tuple(self.uri("", listener) for listener in self._listeners),
+            handshakes=len(self._newcomers),
+            connections=self._connections,
+            accepted=self._accepted,
+            refused=self._refused,
+            failed=self._failed,
+            exports=tuple(export.statistics() for export in self._exports.values()),
+        )
+
+    def _check_home(self, what: str) -> None:
+        if not self._context.is_current():
+            text = f"{what} of server {self.name}: call it in its context, `await context.run(...)` from elsewhere"
+            raise WrongThread(text)
