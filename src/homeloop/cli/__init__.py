@@ -1,0 +1,1 @@
+"""The command `homeloop`: what a person types and sees."""
