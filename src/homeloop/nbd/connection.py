@@ -85,7 +85,7 @@ class ConnectionStatistics:
     paused: int  # how often back-pressure stopped the reading
 
 
-class State(Enum):
+class _State(Enum):
     """See the module's picture."""
 
     NEW = "new"
@@ -96,11 +96,11 @@ class State(Enum):
 
 
 _NEXT: Final = {
-    State.NEW: {State.OPEN, State.ENDING},
-    State.OPEN: {State.DRAINING, State.ENDING},
-    State.DRAINING: {State.ENDING},
-    State.ENDING: {State.CLOSED},
-    State.CLOSED: set(),
+    _State.NEW: {_State.OPEN, _State.ENDING},
+    _State.OPEN: {_State.DRAINING, _State.ENDING},
+    _State.DRAINING: {_State.ENDING},
+    _State.ENDING: {_State.CLOSED},
+    _State.CLOSED: set(),
 }
 
 
@@ -135,7 +135,7 @@ class Connection:
 
         # Home thread only, all of them.
         self._loop: asyncio.AbstractEventLoop | None = None  # from start() on
-        self._state = State.NEW
+        self._state = _State.NEW
         self._error: BaseException | None = None  # what on_closed() will be told
         # Z9: up to 32 MiB a payload is taken even if we would answer it with EINVAL.
         self._reader = RequestReader(payload_bytes_max=max(self._payload_bytes_max, PAYLOAD_BYTES_DEFAULT_MAX))
@@ -164,10 +164,10 @@ class Connection:
 
     def start(self, leftover: bytes = b"") -> None:
         """Begin to serve; `leftover` is what the client sent behind the handshake. Home thread, once."""
-        if self._state is not State.NEW:  # shutdown() or abort() came first
+        if self._state is not _State.NEW:  # shutdown() or abort() came first
             return
         self._loop = asyncio.get_running_loop()
-        self._enter(State.OPEN)
+        self._enter(_State.OPEN)
         if not leftover:
             self._read_more()
             return
@@ -180,9 +180,9 @@ class Connection:
 
     def shutdown(self) -> None:
         """Take no new request; finish those in flight, send their replies, then close. Home thread."""
-        if self._state is State.NEW:
+        if self._state is _State.NEW:
             self._close_socket()
-        elif self._state is State.OPEN:
+        elif self._state is _State.OPEN:
             self._drain()
 
     def abort(self) -> None:
@@ -238,7 +238,7 @@ class Connection:
 
     def _queued_turn(self) -> None:
         self._turn_queued = False
-        if self._state is State.OPEN:
+        if self._state is _State.OPEN:
             self._turn()
 
     def _turn(self) -> None:
@@ -259,7 +259,7 @@ class Connection:
 
     def _go_on(self) -> None:
         """Decide how the next turn comes about."""
-        if self._state is not State.OPEN:
+        if self._state is not _State.OPEN:
             self._maybe_end()
         elif self._is_full():
             self._paused += self._reading
@@ -290,7 +290,7 @@ class Connection:
 
     def _resume(self) -> None:
         """After something has become less: read again if back-pressure had stopped us."""
-        if self._state is State.OPEN and not self._reading and not self._turn_queued and self._is_low():
+        if self._state is _State.OPEN and not self._reading and not self._turn_queued and self._is_low():
             self._queue_turn()
 
     # -- requests ------------------------------------------------------------------------------------------
@@ -330,7 +330,7 @@ class Connection:
                 self._serve_other(command, flags, cookie, offset, length, payload)
             if out.unsent_bytes >= _FLUSH_BYTES:
                 self._flush()
-            if self._state is not State.OPEN or turn_bytes >= self._limits.turn_bytes_max or self._is_full():
+            if self._state is not _State.OPEN or turn_bytes >= self._limits.turn_bytes_max or self._is_full():
                 break
         out.unsent_bytes += size
         self._requests += index - self._batch_next
@@ -425,7 +425,7 @@ class Connection:
         self._one_less(number, payload_bytes)
         if failure is not None:
             self._close_socket(failure)
-        elif self._state is State.OPEN or self._state is State.DRAINING:
+        elif self._state is _State.OPEN or self._state is _State.DRAINING:
             self._out.append(_pack(SIMPLE_REPLY_MAGIC, reply_error, cookie))
             if data:
                 self._out.append(data)
@@ -476,7 +476,7 @@ class Connection:
         assert self._loop is not None, "not started"
         return self._loop
 
-    def _enter(self, new: State) -> None:
+    def _enter(self, new: _State) -> None:
         assert new in _NEXT[self._state], f"{self._state.name} -> {new.name}"
         self._state = new
 
@@ -497,7 +497,7 @@ class Connection:
 
     def _stop_requests(self) -> None:
         """No new requests; what has been received and not begun is forgotten."""
-        self._enter(State.DRAINING)
+        self._enter(_State.DRAINING)
         self._read_no_more()
         self._batch = []
         self._batch_next = 0
@@ -511,20 +511,20 @@ class Connection:
         """Take the next step towards the end, if it is time for it."""
         if self._running:
             return
-        if self._state is State.DRAINING:
+        if self._state is _State.DRAINING:
             if not self._out.pieces:
                 self._close_socket()
             elif self._linger is None:
                 self._linger = self._home().call_later(self._limits.linger_s, self._close_socket)
-        elif self._state is State.ENDING:
-            self._enter(State.CLOSED)
+        elif self._state is _State.ENDING:
+            self._enter(_State.CLOSED)
             self._on_closed(self, self._error)
 
     def _close_socket(self, error: BaseException | None = None) -> None:
         """Close the socket, whatever is in flight; CLOSED once nothing is. The first error counts."""
-        if self._state is State.ENDING or self._state is State.CLOSED:
+        if self._state is _State.ENDING or self._state is _State.CLOSED:
             return
-        self._enter(State.ENDING)
+        self._enter(_State.ENDING)
         self._error = error
         self._read_no_more()
         self._write_no_more()
