@@ -190,7 +190,8 @@ class HomeSelector(selectors.DefaultSelector):
             finally:
                 inbox.end_sleep()
         epoch = self._epoch
-        loop.sleeps_until = _FAR if timeout is None else loop.time() + timeout
+        # Not now + timeout: that is a little later than the timer that the sleep is for.
+        loop.sleeps_until = loop._scheduled[0]._when if loop._scheduled else _FAR
         # Every event costs one such sleep: the inbox and the big lock share their mutex, so that one
         # step announces the sleep and lets go, and one takes back (0.6 us an event less than four).
         with inbox.lock:
@@ -390,6 +391,8 @@ class HomeLoop(asyncio.SelectorEventLoop):
         if self._ready or self._stopping:
             return True
         scheduled = self._scheduled
+        if scheduled and scheduled[0]._cancelled:
+            self._drop_cancelled_heads()
         return bool(scheduled) and scheduled[0]._when < self.sleeps_until
 
     def take_if_alone(self, entry: Any) -> bool:    # big lock
@@ -449,9 +452,8 @@ class HomeLoop(asyncio.SelectorEventLoop):
         scheduled = self._scheduled
         if len(scheduled) > _base._MIN_SCHEDULED_TIMER_HANDLES:
             scheduled = self._drop_cancelled_timers()
-        while scheduled and scheduled[0]._cancelled:
-            self._timer_cancelled_count -= 1
-            heapq.heappop(scheduled)._scheduled = False
+        if scheduled and scheduled[0]._cancelled:
+            self._drop_cancelled_heads()
         ready = self._ready
         if ready or self._stopping:
             timeout: float | None = 0
@@ -528,6 +530,12 @@ class HomeLoop(asyncio.SelectorEventLoop):
                     self._remove_writer(fd)
                 else:
                     ready.append(writer)
+
+    def _drop_cancelled_heads(self) -> None:
+        scheduled = self._scheduled
+        while scheduled and scheduled[0]._cancelled:
+            self._timer_cancelled_count -= 1
+            heapq.heappop(scheduled)._scheduled = False
 
     def _drop_cancelled_timers(self) -> list[Any]:
         scheduled = self._scheduled
