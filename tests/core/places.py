@@ -1,9 +1,12 @@
-"""The places that synchronous code may stand in: which thread, with or without the big lock, in a coroutine or not."""
+"""The places that synchronous code may stand in (which thread, with or without the big lock, in a coroutine or not),
+and the coroutines that it waits for."""
 
 from __future__ import annotations
 
+import asyncio
 import concurrent.futures
 import dataclasses
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +26,26 @@ class World:
 async def returned(fn: Callable[[], Any]) -> Any:
     """A coroutine that calls fn."""
     return fn()
+
+
+class Slow:
+    """A coroutine that waits for ever and, cancelled, takes several turns to clean up."""
+
+    def __init__(self) -> None:
+        self.waiting = threading.Event()
+        self.log: list[str] = []
+
+    async def run(self) -> str:
+        asyncio.get_running_loop().call_soon(self.waiting.set)
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            self.log.append("cancelled")
+            for _ in range(3):
+                await asyncio.sleep(0)
+            self.log.append("cleaned up")
+            raise
+        return "never"
 
 
 def in_callback(context: homeloop.AioContext, fn: Callable[[], Any]) -> Any:
