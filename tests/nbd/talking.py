@@ -75,16 +75,17 @@ class RawClient:
         return [await self.reply(data_bytes) for _ in range(count)]
 
     async def ended(self) -> bytes:
-        """Return what still comes until the stream ends."""
+        """Return what still comes until the stream ends, and close our end."""
         found = bytearray()
-        while True:
-            try:
-                part = await soon(asyncio.get_running_loop().sock_recv(self.sock, 1 << 16))
-            except ConnectionResetError:
-                return bytes(found)
-            if not part:
-                return bytes(found)
-            found += part
+        with self.sock:
+            while True:
+                try:
+                    part = await soon(asyncio.get_running_loop().sock_recv(self.sock, 1 << 16))
+                except ConnectionResetError:
+                    return bytes(found)
+                if not part:
+                    return bytes(found)
+                found += part
 
     def close(self) -> None:
         self.sock.close()
@@ -136,9 +137,6 @@ class Gated(Memory):
     async def write(self, offset: int, data: Any) -> None:  # type: ignore[override]
         await self.gate(offset)
         super().write(offset, data)
-
-    async def flush(self) -> None:  # type: ignore[override]
-        await self.gate(-1)
 
     def close(self) -> None:
         self.closed = True
