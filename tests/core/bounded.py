@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from homeloop.core.biglock import BigLock
 from homeloop.core.context import AioContext
+from homeloop.core.runtime import Runtime
 
 LIMIT_S = 10.0
 STRESS_S = float(os.environ.get("HOMELOOP_STRESS_S") or 1)      # about how long a stress test takes
@@ -101,7 +103,7 @@ def in_plain_thread(fn: Callable[..., Any], *args: Any) -> Any:
 
 
 @contextmanager
-def holding(big_lock: Any) -> Iterator[Plain]:
+def holding(big_lock: BigLock) -> Iterator[Plain]:
     """A plain thread holds the big lock during the block."""
     taken, let_go = threading.Event(), threading.Event()
 
@@ -118,3 +120,32 @@ def holding(big_lock: Any) -> Iterator[Plain]:
     finally:
         let_go.set()
         holder.result(big_lock)
+
+
+# Of the big lock
+
+
+def waiting(lock: BigLock) -> int:
+    """How many threads have their place in the queue: what forces an order here."""
+    return lock.statistics()["waiting"]
+
+
+def acquired(lock: BigLock) -> None:
+    """Take it; a hang fails."""
+    assert lock.acquire(LIMIT_S), snapshot(lock)
+
+
+def usable(rt: Runtime) -> None:
+    """Nobody holds it for ever, nobody is left in the queue, and the main loop turns."""
+    def take_and_let_go() -> None:
+        acquired(rt.big_lock)
+        rt.big_lock.release()
+
+    asleep(rt.main)
+    in_plain_thread(take_and_let_go)
+    until(lambda: waiting(rt.big_lock) == 0, rt.big_lock)
+
+
+async def returned(fn: Callable[..., Any], *args: Any) -> Any:
+    """A coroutine that calls fn(*args)."""
+    return fn(*args)
