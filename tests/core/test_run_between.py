@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import inspect
-import os
 import random
 import threading
 import time
@@ -17,10 +16,9 @@ import pytest
 
 import homeloop
 from homeloop.errors import ContextClosed
-from tests.core.bounded import LIMIT_S, Plain, wait
+from tests.core.bounded import LIMIT_S, STRESS_S, Plain, wait
 from tests.core.places import Slow, returned
 
-STRESS_S = float(os.environ.get("HOMELOOP_STRESS_S", "1"))
 hop_var: contextvars.ContextVar[str] = contextvars.ContextVar("hop_var", default="nobody")
 
 
