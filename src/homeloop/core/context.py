@@ -375,6 +375,10 @@ class AioContext:
             for co in reversed(entries):
                 self.home.queue_first(co)
 
+    def runs_something(self) -> bool:
+        """Is a coroutine or an asyncio task of this context on the stack of who asks?"""
+        return self.running is not None or current_task(self.loop) is not None
+
     def suspend_running(self) -> Any:
         """Step out of what runs now (a nested poll, or the home lets the big lock go). Undone by resume_running."""
         task = current_task(self.loop)

@@ -65,6 +65,8 @@ _PARKED = CoroutineState.PARKED
 _WAITING = CoroutineState.WAITING
 _DONE = CoroutineState.DONE
 
+_NEVER_LOST = (asyncio.CancelledError, KeyboardInterrupt, SystemExit)      # nobody needs to be told of these
+
 _numbers = itertools.count(1)           # next() of it is the one place that leans on a C function's atomicity
 
 
@@ -467,7 +469,7 @@ class Coroutine(Generic[T]):
         with context.lock:
             self._state = _DONE
             callbacks, self._callbacks = self._callbacks, None
-        if exception is not None and not callbacks and not isinstance(exception, asyncio.CancelledError):
+        if exception is not None and not callbacks and not isinstance(exception, _NEVER_LOST):
             self._unretrieved = _Unretrieved(self, exception)
         if callbacks:
             for callback in callbacks:

@@ -24,15 +24,16 @@ class ThreadState(threading.local):
     held: BigLock | None = None             # the big lock that this thread holds (the newest, if several)
     adopted: AioContext | None = None       # the context of a foreign loop that runs in this thread
     runtime: Runtime | None = None          # to which runtime the thread belongs, if to any
-    suspended: object = None                # what a home thread was running when it let the big lock go
 
     def __init__(self) -> None:             # called once per thread
         self.guards: list[bool] = []        # for each `with big_lock:` around us: did it lock?
+        self.suspended: dict[BigLock, object] = {}      # what we ran when we let a big lock go in the middle
         self.below: list[object] = []       # coroutines below a nested wait on this stack: they cannot go on
 
     def forget(self) -> None:
         """Be a thread that is in nothing: a forked child."""
-        self.context = self.held = self.adopted = self.runtime = self.suspended = None
+        self.context = self.held = self.adopted = self.runtime = None
+        self.suspended.clear()
         self.guards.clear()
         self.below.clear()
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from homeloop.core.biglock import BigLock
     from homeloop.core.context import AioContext
     from homeloop.core.coroutine import Coroutine
+    from homeloop.core.loop import HomeLoop
 
 __all__ = ["drive", "finish_call", "forget_all", "kick", "wait_done", "wait_while"]
 
@@ -56,11 +57,25 @@ def drive(context: AioContext, gate: BigLock, co: Coroutine[Any]) -> None:
     """
     home = context.home
     assert home is not None
-    held = gate.held()
-    if held:
+    if gate.held():
         suspended = context.suspend_running()       # we may be inside a coroutine that we entered
-    else:
+        try:
+            _drive_held(context, home, co)
+        finally:
+            context.resume_running(suspended)
+        return
+    try:
         gate.enter_bare()
+        _drive_held(context, home, co)
+    finally:
+        try:
+            gate.leave_bare(home)
+        except BaseException:           # Ctrl-C while we let go
+            gate.leave_bare(home)
+            raise
+
+
+def _drive_held(context: AioContext, home: HomeLoop, co: Coroutine[Any]) -> None:
     outer, context.driven = context.driven, co      # known only to us: registering it can wait until we let go
     try:
         context.run_new(co)
@@ -73,10 +88,6 @@ def drive(context: AioContext, gate: BigLock, co: Coroutine[Any]) -> None:
             context.counters.calls_handed_over += 1
     finally:
         context.driven = outer
-        if held:
-            context.resume_running(suspended)
-        else:
-            gate.leave_bare(home)
 
 
 def finish_call(co: Coroutine[T], timeout: float | None) -> T:
