@@ -12,7 +12,7 @@ import pytest
 
 from homeloop.block.device import Device
 from homeloop.block.memory import Memory
-from homeloop.errors import BlockError, PeerError
+from homeloop.errors import BlockError, ContextClosed, PeerError
 from tests.nbd import wire
 from tests.nbd.talking import Gated, Reply, talk, turns, until
 
@@ -429,6 +429,24 @@ def test_a_request_that_is_cancelled_ends_the_connection() -> None:
             t.tasks[0].cancel()
             assert await t.client.ended() == b""
             assert await t.end() is None
+
+    asyncio.run(main())
+
+
+def test_home_that_takes_no_more_requests() -> None:
+    """spawn() refuses: the request is forgotten whole, nothing waits for it."""
+    async def main() -> None:
+        driver = Gated()
+        async with talk(driver) as t:
+            def refuse(coro: Any) -> None:
+                coro.close()
+                raise ContextClosed("it has ended")
+
+            t.connection._spawn = refuse
+            await t.client.send(read(1))
+            assert await t.client.ended() == b""
+            assert await t.end() is None
+            assert driver.begun == 0
 
     asyncio.run(main())
 

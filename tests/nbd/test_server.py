@@ -382,6 +382,20 @@ def test_export_whose_context_has_ended(tmp_path: Path, caplog: pytest.LogCaptur
     assert "has ended" in logged(caplog)[0]
 
 
+def test_export_whose_context_ends_under_its_clients(tmp_path: Path) -> None:
+    async def main() -> None:
+        server = Server(AioContext.of())
+        await server.listen(tmp_path / "s")
+        with IOThread("short") as io:
+            await server.add_export("x", Device(Memory(SIZE)), io.context)
+            client = await entered(server, "x")
+        await soon(server.close())
+        assert await client.ended() == b""
+        assert server.statistics().failed == 1
+
+    run(main())
+
+
 # Counts, threads, addresses
 
 

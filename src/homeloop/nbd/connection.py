@@ -27,7 +27,7 @@ from types import CoroutineType
 from typing import Any, Final, TypeAlias
 
 from homeloop.block.device import Device
-from homeloop.errors import BlockError, PeerError
+from homeloop.errors import BlockError, ContextClosed, PeerError
 from homeloop.nbd.protocol import (
     PAYLOAD_BYTES_DEFAULT_MAX,
     SIMPLE_REPLY,
@@ -46,7 +46,11 @@ Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], object]
 _READ: Final = Command.READ.value
 _WRITE: Final = Command.WRITE.value
 _DISC: Final = Command.DISC.value
-_CHANGES: Final = frozenset({Command.WRITE, Command.TRIM, Command.WRITE_ZEROES})
+_FLUSH: Final = Command.FLUSH.value
+_TRIM: Final = Command.TRIM.value
+_WRITE_ZEROES: Final = Command.WRITE_ZEROES.value
+_CHANGES: Final = frozenset({_WRITE, _TRIM, _WRITE_ZEROES})
+_WITH_PAYLOAD: Final = frozenset({_READ, _WRITE})
 _FUA: Final = CommandFlag.FUA.value
 _NO_HOLE: Final = CommandFlag.NO_HOLE.value
 _REPLY_BYTES: Final = SIMPLE_REPLY.size
@@ -189,6 +193,10 @@ class Connection:
         """Close the socket now; what is in flight still runs to its end. Home thread."""
         self._close_socket()
 
+    def abandon(self) -> None:
+        """Close the socket after the end of the home: nothing else will, and nothing of ours runs. Any thread."""
+        self._sock.close()
+
     def statistics(self) -> ConnectionStatistics:
         """Return the counts. Any thread; elsewhere than at home each value is right, but of its own moment."""
         return ConnectionStatistics(
@@ -251,6 +259,8 @@ class Connection:
         except PeerError as error:
             self._flush()  # the replies to what was right
             self._close_socket(error)
+        except ContextClosed:
+            self._close_socket()  # the home is ending: no request can be run here any more
         except Exception as error:  # ours: this connection pays for it, no other
             self._close_socket(error)
         else:
@@ -298,6 +308,7 @@ class Connection:
     def _serve_batch(self) -> None:
         """Ask the device for each request, until a limit is reached. READ without flags is the hot path."""
         batch, index = self._batch, self._batch_next
+        begin = index
         out, append, read = self._out, self._out.pieces.append, self._device.read
         payload_bytes_max = self._payload_bytes_max
         turn_bytes = size = 0
@@ -333,8 +344,9 @@ class Connection:
             if self._state is not _State.OPEN or turn_bytes >= self._limits.turn_bytes_max or self._is_full():
                 break
         out.unsent_bytes += size
-        self._requests += index - self._batch_next
-        self._batch_next = index
+        self._requests += index - begin
+        if self._state is _State.OPEN:  # else the rest of the batch was dropped already
+            self._batch_next = index
 
     def _serve_other(
         self, command: int, flags: int, cookie: int, offset: int, length: int, payload: memoryview | None
@@ -366,23 +378,21 @@ class Connection:
         if allowed is None or flags & ~allowed:
             raise BlockError(errno.EINVAL, f"command {command} with flags {flags:#x} is not offered")
         device, fua = self._device, bool(flags & _FUA)
-        match command:
-            case Command.READ | Command.WRITE if length > self._payload_bytes_max:
+        if command in _WITH_PAYLOAD:
+            if length > self._payload_bytes_max:
                 raise BlockError(errno.EINVAL, f"{length} bytes, the limit is {self._payload_bytes_max}")
-            case Command.READ:
+            if command == _READ:
                 return device.read(offset, length)
-            case Command.WRITE:
-                assert payload is not None, "a WRITE without payload"
-                if self._writes_wait and self._reader.owns(payload):
-                    payload = memoryview(bytes(payload))
-                return device.write(offset, payload, fua=fua)
-            case Command.FLUSH:
-                return device.flush()
-            case Command.TRIM:
-                return device.trim(offset, length, fua=fua)
-            case _:
-                assert command == Command.WRITE_ZEROES, command
-                return device.write_zeroes(offset, length, fua=fua, may_trim=not flags & _NO_HOLE)
+            assert payload is not None, "a WRITE without payload"
+            if self._writes_wait and self._reader.owns(payload):
+                payload = memoryview(bytes(payload))
+            return device.write(offset, payload, fua=fua)
+        if command == _FLUSH:
+            return device.flush()
+        if command == _TRIM:
+            return device.trim(offset, length, fua=fua)
+        assert command == _WRITE_ZEROES, command
+        return device.write_zeroes(offset, length, fua=fua, may_trim=not flags & _NO_HOLE)
 
     def _settle_payload(self, payload: memoryview, waits: bool) -> None:
         """After a WRITE was handed to the device: whose is the memory of its payload now?"""
@@ -400,7 +410,12 @@ class Connection:
         number = self._started
         self._running[number] = None  # counted before spawn(), which may run the first step
         self._in_flight_bytes += payload_bytes
-        task = self._spawn(self._finish(number, answer, command, cookie, payload_bytes))
+        try:
+            task = self._spawn(self._finish(number, answer, command, cookie, payload_bytes))
+        except BaseException:
+            answer.close()
+            self._one_less(number, payload_bytes)
+            raise
         if number in self._running:
             self._running[number] = task
 
@@ -540,13 +555,13 @@ class Connection:
 def _flags_allowed(device: Device) -> dict[int, int]:
     """The commands that a device serves, each with the flags that it may carry (X9, X10)."""
     fua = _FUA if device.can_fua else 0
-    allowed: dict[int, int] = {Command.READ: fua}
+    allowed = {_READ: fua}
     if device.can_write:
-        allowed[Command.WRITE] = fua
+        allowed[_WRITE] = fua
     if device.can_flush:
-        allowed[Command.FLUSH] = fua
+        allowed[_FLUSH] = fua
     if device.can_trim:
-        allowed[Command.TRIM] = fua
+        allowed[_TRIM] = fua
     if device.can_write_zeroes:
-        allowed[Command.WRITE_ZEROES] = fua | _NO_HOLE
+        allowed[_WRITE_ZEROES] = fua | _NO_HOLE
     return allowed

@@ -314,7 +314,8 @@ class Server:
         del self._infos[export.name]
         for connection in list(export.connections):
             if not export.context.try_post(connection.shutdown):
-                self._forget(export, connection, True)  # its home has ended, and it with it
+                connection.abandon()  # its home has ended, and it with it
+                self._forget(export, connection, True)
 
     async def close(self) -> None:
         """Stop listening, finish the requests in flight, close all connections, remove socket files.
