@@ -7,16 +7,20 @@ import asyncio
 import contextlib
 import dataclasses
 import hashlib
+import io
 import os
 import random
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Coroutine as CoroutineABC
+from typing import Any
 
 from homeloop.block.driver import BytesLike
-from homeloop.cli.words import amount, clear_line, status_line, table
+from homeloop.cli.clients import FOREIGN, ForeignClient
+from homeloop.cli.words import amount, plural, screen, table
 from homeloop.core.context import AioContext
 from homeloop.core.coroutine import Coroutine, current_coroutine, park
 from homeloop.core.current import current_context
@@ -28,24 +32,27 @@ from homeloop.daemon.exporting import Daemon, ExportConfig, ListenConfig
 from homeloop.errors import HomeloopError
 from homeloop.nbd.client import Client, connect
 
-__all__ = ["demo"]
+__all__ = ["Demo", "demo", "hash_file", "make_image"]
 
 IMAGE_BYTES = 64 << 20
 PIECE_BYTES = 256 << 10         # of a read of the copy
 IN_FLIGHT = 16                  # reads of the copy
+HASH_BYTES = 4 << 20            # that a worker hashes at once: Ctrl-C waits for no more than that
 READERS = 3                     # plain threads
 BLOCK_BYTES = 4096              # of a read of theirs
 BLOCKS_MIN = 100                # that each of them reads, however fast the copy is
+PROGRESS_EVERY_S = 0.1          # of copies by other processes
+STALLED_S = 60.0                # then such a copy is given up
 
 
 def demo(options: argparse.Namespace) -> int:
-    """Run the demo; return the exit status: 0 if every hash was right."""
+    """Run the demo; return the exit status: 0 if every hash was right. The main thread."""
     with tempfile.TemporaryDirectory(prefix="homeloop-demo-") as folder:
         image = options.image
         if image is None:
             image = os.path.join(folder, "demo.img")
             make_image(image)
-            print(f"made an image of {amount(IMAGE_BYTES)}, half of it holes")
+            screen.say(f"made an image of {amount(IMAGE_BYTES)}, half of it holes")
         return 0 if run(_demo(image, folder)) else 1
 
 
@@ -60,10 +67,37 @@ def make_image(path: str) -> None:
         file.truncate(IMAGE_BYTES)
 
 
-def hash_file(path: str) -> str:
-    """SHA-256 of a file. Blocks: for a worker."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+async def _demo(image: str, folder: str) -> bool:
+    async with Daemon(iothreads=1) as daemon:
+        exported = await daemon.add_export(ExportConfig(source=f"file:{image}", name="demo", read_only=True))
+        await daemon.listen(ListenConfig())
+        uri = daemon.server.uri("demo")
+        screen.say(f"serving {plural(exported.device.size, 'byte')}, at home in {exported.iothread.name}, as")
+        screen.say(f"  {uri}")
+        client = await connect(uri)
+        try:
+            return await Demo(image, folder, daemon, client).run()
+        finally:
+            with contextlib.suppress(HomeloopError, OSError):
+                await client.close()
+
+
+async def hash_file(path: str, what: str) -> str:
+    """SHA-256 of a file of any size, in pieces on a worker; `what` it is stands in the status line."""
+    digest = hashlib.sha256()
+
+    def add_piece() -> int:
+        piece = file.read(HASH_BYTES)
+        digest.update(piece)
+        return len(piece)
+
+    with await to_worker(io.FileIO, path) as file:
+        size, done = os.fstat(file.fileno()).st_size, 0
+        while length := await to_worker(add_piece):
+            done += length
+            screen.status(f"hashing {what}: {done * 100 // max(size, done):3d} %")
+    screen.status("")
+    return digest.hexdigest()
 
 
 @dataclasses.dataclass(slots=True)
@@ -73,73 +107,103 @@ class _Shared:
     readers: int = 0            # plain threads that are done
     blocks: int = 0             # blocks that they have read
     wrong: int = 0              # ... that differed from the image
-    threads: set[str] = dataclasses.field(default_factory=set)
+    failures: list[str] = dataclasses.field(default_factory=list)      # of the threads, if they ended early
+    threads: set[str] = dataclasses.field(default_factory=set)         # that ran the tally
 
 
-class _Demo:
-    """One run. Methods that are coroutines: of the main context."""
+class Demo:
+    """One run over the export "demo" of a daemon. Methods that are coroutines: of the main context."""
 
-    def __init__(self, image: str, folder: str, daemon: Daemon, iothread: IOThread, client: Client) -> None:
+    def __init__(self, image: str, folder: str, daemon: Daemon, client: Client) -> None:
         self._image = image
         self._folder = folder
         self._daemon = daemon
-        self._iothread = iothread
+        self._device = daemon.exported["demo"].device
+        self._iothread: IOThread = daemon.exported["demo"].iothread
         self._client = client
         self._main = AioContext.of()
         self._shared = _Shared()
         self._stop = threading.Event()
-        self.rates: list[tuple[str, float]] = []        # what copied, bytes a second
+        self._rates: list[tuple[str, float]] = []       # what copied, bytes a second
+        self._notes: list[str] = []                     # what was left out, and why
 
     async def run(self) -> bool:
         """Everything; True if all hashes are right."""
-        expected = await to_worker(hash_file, self._image)
+        expected = await hash_file(self._image, "the image")
+        hashes = {"client of this process": await self._copy_beside_threads()}
+        hashes[f"coroutine in {self._iothread.name}"] = await self._iothread.run(self._hash_at_home())
+        for client in FOREIGN:
+            copied = await self._foreign_copy(client)
+            if copied is not None:
+                hashes[client.name] = copied
+        return self._report(expected, hashes)
+
+    async def _copy_beside_threads(self) -> str:
+        """Copy out while plain threads read blocks; return the hash of the copy."""
         tally = self._main.spawn(self._tally(), name="tally")
-        threads = [threading.Thread(target=self._read_blocks, args=(n, tally), name=f"plain-{n}")
-                   for n in range(READERS)]
+        threads = [
+            threading.Thread(target=self._plain_thread, args=(number, tally), name=f"plain-{number}")
+            for number in range(READERS)
+        ]
         for thread in threads:
             thread.start()
         try:
-            hashes = {"client of this process": await self._copy_out()}
+            return await self._copy_out()
         finally:
             self._stop.set()
             await tally                 # a plain thread's last wake ends it
             for thread in threads:
                 await to_worker(thread.join)
-        hashes["coroutine in " + self._iothread.name] = await self._iothread.run(self._hash_at_home())
-        for name, arguments in self._foreign_clients().items():
-            copied = await self._foreign_copy(name, arguments)
-            if copied is not None:
-                hashes[name] = copied
-        return self._report(expected, hashes)
+            screen.status("")
 
     async def _copy_out(self) -> str:
         """Read the whole export through the client, many reads in flight; return the hash."""
         size = self._client.size
         digest = hashlib.sha256()
         started = time.monotonic()
-        reads: list[asyncio.Task[BytesLike]] = []
+        reads: deque[asyncio.Task[BytesLike]] = deque()
         begun = done = 0
-        while done < size:
-            while begun < size and len(reads) < IN_FLIGHT:
-                length = min(PIECE_BYTES, size - begun)
-                reads.append(asyncio.create_task(self._client.read(begun, length)))
-                begun += length
-            data = await reads.pop(0)
-            digest.update(data)
-            done += len(data)
-            status_line(f"copying out: {done * 100 // size:3d} %   {self._shared.blocks} blocks read by plain threads")
-        clear_line()
-        self.rates.append(("client of this process", size / (time.monotonic() - started)))
+        try:
+            while done < size:
+                while begun < size and len(reads) < IN_FLIGHT:
+                    length = min(PIECE_BYTES, size - begun)
+                    reads.append(asyncio.create_task(self._client.read(begun, length)))
+                    begun += length
+                data = await reads.popleft()
+                digest.update(data)
+                done += len(data)
+                blocks = f"{self._shared.blocks} blocks read by plain threads"
+                screen.status(f"copying out: {done * 100 // size:3d} %   {blocks}")
+        finally:
+            for read in reads:
+                read.cancel()
+            await asyncio.gather(*reads, return_exceptions=True)
+        if size:
+            self._rates.append(("client of this process", size / (time.monotonic() - started)))
         return digest.hexdigest()
+
+    def _plain_thread(self, number: int, tally: Coroutine[None]) -> None:
+        failure = ""
+        try:
+            self._read_blocks(number, tally)
+        except Exception as exc:
+            failure = f"thread plain-{number}: {type(exc).__name__}: {exc}"
+        with big_lock():                # this thread is the home of the main context now
+            if failure:
+                self._shared.failures.append(failure)
+            self._shared.readers += 1
+            tally.wake()
 
     def _read_blocks(self, number: int, tally: Coroutine[None]) -> None:
         """A plain thread: synchronous code that uses the main context's client, and wakes a coroutine of it."""
         source = random.Random(number)
         assert current_context() is None
+        blocks = -(-self._client.size // BLOCK_BYTES)
         with open(self._image, "rb") as file:
             done = 0
-            while done < BLOCKS_MIN or not self._stop.is_set():
-                offset = source.randrange(max(1, self._client.size // BLOCK_BYTES)) * BLOCK_BYTES
+            # All of them at least once: the copy of a small image is over before the threads run.
+            while blocks and (done < BLOCKS_MIN or not self._stop.is_set()):
+                offset = source.randrange(blocks) * BLOCK_BYTES
                 length = min(BLOCK_BYTES, self._client.size - offset)
                 data = self._main.call(self._client.read(offset, length))       # waits for the network
                 file.seek(offset)
@@ -150,9 +214,6 @@ class _Demo:
                 else:
                     with big_lock():
                         tally.wake()        # big lock: if it is parked it runs here and now
-        with big_lock():
-            self._shared.readers += 1
-            tally.wake()
 
     async def _count(self, right: bool) -> None:
         self._shared.blocks += 1
@@ -168,68 +229,94 @@ class _Demo:
     async def _hash_at_home(self) -> str:
         """On the export's IOThread: ask the device itself, no network between."""
         assert current_context() is self._iothread.context
-        device = self._daemon.exported["demo"].device
         digest = hashlib.sha256()
-        for offset in range(0, device.size, PIECE_BYTES):
-            answer = device.read(offset, min(PIECE_BYTES, device.size - offset))
-            digest.update(await answer if asyncio.iscoroutine(answer) else answer)
+        size = self._device.size
+        for offset in range(0, size, PIECE_BYTES):
+            answer = self._device.read(offset, min(PIECE_BYTES, size - offset))
+            # What the page cache has is answered at once; a context that never waits lets nobody else in.
+            data = await answer if asyncio.iscoroutine(answer) else answer
+            digest.update(data)
+            await asyncio.sleep(0)
         return digest.hexdigest()
 
-    def _foreign_clients(self) -> dict[str, Callable[[str, str], list[str]]]:
-        commands: dict[str, Callable[[str, str], list[str]]] = {
-            "nbdcopy": lambda uri, target: ["nbdcopy", uri, target],
-            "qemu-img": lambda uri, target: ["qemu-img", "convert", "-O", "raw", uri, target],
-        }
-        return {name: command for name, command in commands.items() if shutil.which(name)}
-
-    async def _foreign_copy(self, name: str, arguments: Callable[[str, str], list[str]]) -> str | None:
-        uri = self._daemon.server.uri("demo")
-        target = os.path.join(self._folder, f"{name}.img")
-        status_line(f"copying out with {name} ...")
+    async def _foreign_copy(self, client: ForeignClient) -> str | None:
+        """Copy out with a program of others; its hash, "failed", or None if it was left out."""
+        size = self._client.size
+        if (reason := self._why_not(client)) is not None:
+            self._notes.append(f"{client.name} left out: {reason}")
+            return None
+        target = os.path.join(self._folder, f"{client.name}.img")
         started = time.monotonic()
-        process = await asyncio.create_subprocess_exec(
-            *arguments(uri, target), stderr=asyncio.subprocess.PIPE, stdin=asyncio.subprocess.DEVNULL
-        )
-        _output, errors = await process.communicate()
-        clear_line()
-        if process.returncode != 0:
-            print(f"{name} failed: {errors.decode(errors='replace').strip()}")
+        failure = await self._watched(client.name, client.copy(self._daemon.server.uri("demo"), target))
+        if failure is not None:
+            self._notes.append(f"{client.name} failed: {failure}")
             return "failed"
-        self.rates.append((name, self._client.size / (time.monotonic() - started)))
-        return await to_worker(hash_file, target)
+        if size:
+            self._rates.append((client.name, size / (time.monotonic() - started)))
+        try:
+            return await hash_file(target, f"the copy of {client.name}")
+        finally:
+            await to_worker(os.unlink, target)
+
+    def _why_not(self, client: ForeignClient) -> str | None:
+        size, room = self._client.size, shutil.disk_usage(self._folder).free
+        if shutil.which(client.name) is None:
+            return f"not installed (Debian: {client.package})"
+        if size % client.size_multiple:
+            return f"hangs at the end of {size} bytes, which is not a multiple of {client.size_multiple}"
+        if room < size:
+            return f"the temporary folder has {amount(room)} free, and it would copy {amount(size)}"
+        return None
+
+    async def _watched(self, name: str, copy: CoroutineABC[Any, Any, str | None]) -> str | None:
+        """Await a copy by another process; what its requests have read tells how far it is, and whether it hangs."""
+        size, before = self._client.size, self._device.statistics().read_bytes
+        done, since = 0, time.monotonic()
+        copying = asyncio.create_task(copy)
+        try:
+            while not (await asyncio.wait((copying,), timeout=PROGRESS_EVERY_S))[0]:
+                seen, done = done, min(self._device.statistics().read_bytes - before, size)
+                if done != seen:
+                    since = time.monotonic()
+                elif time.monotonic() - since > STALLED_S:
+                    return f"nothing read for {STALLED_S:.0f} s, at {done} of {size} bytes"
+                screen.status(f"copying out with {name}: {done * 100 // max(size, 1):3d} %")
+        finally:
+            screen.status("")
+            if not copying.done():
+                copying.cancel()
+                await asyncio.wait((copying,))
+        return copying.result()
 
     def _report(self, expected: str, hashes: dict[str, str]) -> bool:
-        shared, main = self._shared, self._main.statistics()
-        print(f"\nsha256 of the image  {expected}")
+        shared = self._shared
+        screen.say(f"\nsha256 of the image  {expected}")
         for name, found in hashes.items():
-            print(f"  {'same' if found == expected else 'WRONG'}  {name}")
-        print(f"  {'same' if not shared.wrong else 'WRONG'}  {shared.blocks} blocks read by {READERS} plain threads")
-        print("\nwho ran what where")
-        home = self._iothread.context.statistics()
+            screen.say(f"  {_verdict(found == expected)}  {name}")
+        right = not shared.wrong and not shared.failures
+        screen.say(f"  {_verdict(right)}  {plural(shared.blocks, 'block')} read by {READERS} plain threads")
+        for note in (*shared.failures, *self._notes):
+            screen.say(f"  {note}")
+        self._report_threads()
+        if self._rates:
+            screen.say("\nthroughput")
+            screen.say(table([(name, f"{amount(rate)}/s") for name, rate in self._rates]))
+        return right and all(found == expected for found in hashes.values())
+
+    def _report_threads(self) -> None:
+        main, home = self._main.statistics(), self._iothread.context.statistics()
         saved = 2 * main.calls_driven + main.calls_handed_over + main.entered
-        print(table([
+        screen.say("\nwho ran what where")
+        screen.say(table([
             ("wakes and starts queued to the main context", f"{main.scheduled}"),
             (f"... to {self._iothread.name}", f"{home.scheduled}"),
             ("entered directly, on the waking thread", f"{main.entered}"),
             ("call() that ended in the calling thread", f"{main.calls_driven}"),
             ("call() begun there, ended at home", f"{main.calls_handed_over}"),
             ("thread switches saved", f"{saved}"),
-            ("threads that ran the parked coroutine", ", ".join(sorted(shared.threads))),
         ]))
-        print("\nthroughput")
-        print(table([(name, f"{amount(rate)}/s") for name, rate in self.rates]), flush=True)
-        return not shared.wrong and all(found == expected for found in hashes.values())
+        screen.say(f"  the parked coroutine ran on {', '.join(sorted(self._shared.threads))}")
 
 
-async def _demo(image: str, folder: str) -> bool:
-    async with Daemon(iothreads=1) as daemon:
-        await daemon.start(ListenConfig())
-        iothread = (await daemon.add_export(ExportConfig(source=f"file:{image}", name="demo", read_only=True))).iothread
-        uri = daemon.server.uri("demo")
-        print(f"serving it as {uri}, at home in {iothread.name}")
-        client = await connect(uri)
-        try:
-            return await _Demo(image, folder, daemon, iothread, client).run()
-        finally:
-            with contextlib.suppress(HomeloopError, OSError):
-                await client.close()
+def _verdict(right: bool) -> str:
+    return "same " if right else "WRONG"

@@ -1,63 +1,98 @@
 """The command's arguments, and who answers them.
 
-Exit status: 0 all went well, 1 it failed (a sentence says how), 2 the arguments make no sense, 130 Ctrl-C.
+Exit status: 0 all went well, 1 it failed (a sentence says how), 2 the arguments make no sense, 128 + a signal's
+number when that ended it before its time (130: Ctrl-C).
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
+import io
 import logging
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
-from homeloop import __version__
 from homeloop.block.opening import parse_size
+from homeloop.cli.bench import bench
 from homeloop.cli.demo import demo
 from homeloop.cli.serve import serve
-from homeloop.errors import BlockError, UsageError
+from homeloop.cli.words import StatusAwareHandler, screen, sentence
+from homeloop.errors import BlockError, PeerError, UsageError
 
 __all__ = ["main"]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status. The main thread."""
+    """Run the command; return its exit status. The main thread.
+
+    Arguments that argparse refuses, and --help, end in SystemExit.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")       # a name may be what the terminal cannot show
     parser = _parser()
-    options = parser.parse_args(arguments)
-    logging.basicConfig(format="homeloop: %(message)s", level=logging.WARNING)
+    options, rest = parser.parse_known_args(arguments)
+    if options.command == "bench":
+        options.arguments = rest
+    elif rest:
+        parser.error(f"{options.command} has no option or argument {rest[0]!r}")
+    logging.basicConfig(format="homeloop: %(message)s", level=logging.WARNING, handlers=[StatusAwareHandler()])
+    failure, status = "", 1
     try:
         return int(options.run(options))
     except UsageError as exc:
-        print(f"homeloop {options.command}: {exc}", file=sys.stderr)
-        return 2
+        if type(exc) is not UsageError:
+            raise                   # a wrong thread or state: our mistake, and its traceback tells where
+        failure, status = str(exc), 2
     except BlockError as exc:
-        print(f"homeloop {options.command}: {exc.text}", file=sys.stderr)
-        return 1
+        failure = exc.text
+    except PeerError as exc:
+        failure = str(exc)
     except OSError as exc:
-        print(f"homeloop {options.command}: {exc}", file=sys.stderr)
-        return 1
+        failure = sentence(exc)
     except KeyboardInterrupt:
-        return 130
+        failure, status = "interrupted", 130
+    screen.complain(f"homeloop {options.command}: {failure}")
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in a line: the usage that argparse puts before it takes more room than the reason."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message.removeprefix('argument ')} ({self.prog} --help explains)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="homeloop", description="Serve block devices over NBD.")
-    parser.add_argument("--version", action="version", version=f"homeloop {__version__}")
+    # Abbreviations would bind us: --s is --socket until there is a --sync.
+    parser = _Parser(prog="homeloop", description="Serve block devices over NBD.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"homeloop {_version()}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     command = commands.add_parser(
         "serve",
         help="serve disk images to NBD clients",
         description="Serve disk images, or memory, to NBD clients until Ctrl-C or SIGTERM; then finish what is "
-        "in flight, flush, and exit 0.",
+        "in flight, flush, and exit 0. A second Ctrl-C gives up on that.",
+        allow_abbrev=False,
     )
     command.add_argument("source", nargs="+", metavar="SOURCE", help="a raw image or block device, or memory:SIZE")
     command.add_argument("--name", help="the export's name (default: the file's name; one SOURCE only)")
     where = command.add_mutually_exclusive_group()
-    where.add_argument("--socket", metavar="PATH", help="listen on this unix socket")
-    where.add_argument("--listen", metavar="HOST:PORT", help="listen on TCP; port 0: any free one")
-    command.add_argument("--iothreads", type=int, default=1, metavar="N", help="IOThreads to deal exports to (1)")
+    where.add_argument("--socket", metavar="PATH", help="listen on this unix socket (default: one in a private folder)")
+    where.add_argument(
+        "--listen", metavar="HOST:PORT", help="listen on TCP; no HOST: this machine only; port 0: any free one"
+    )
+    command.add_argument(
+        "--iothreads", type=_count, default=1, metavar="N", help="IOThreads that the exports are dealt to (default: 1)"
+    )
     command.add_argument("--read-only", action="store_true", help="refuse every change")
-    command.add_argument("--size", type=_size, metavar="SIZE", help="make the image, this large, if it is missing")
+    command.add_argument(
+        "--size", type=_size, metavar="SIZE",
+        help="make the image if it is missing, with so many bytes; k, M, G and T are powers of 1024",
+    )
     command.set_defaults(run=serve)
 
     command = commands.add_parser(
@@ -65,10 +100,33 @@ def _parser() -> argparse.ArgumentParser:
         help="show what homeloop is: an image, an IOThread, real clients, plain threads under the big lock",
         description="Serve an image from an IOThread and copy it out, while plain threads read blocks of it with "
         "call(), and a coroutine hops between contexts. Prints who ran what where.",
+        allow_abbrev=False,
     )
-    command.add_argument("image", nargs="?", help="a raw image (default: one of 64 MiB is made)")
+    command.add_argument("image", nargs="?", help="a raw image, which is only read (default: one of 64 MiB is made)")
     command.set_defaults(run=demo)
+
+    command = commands.add_parser(
+        "bench",
+        help="run the benchmarks of the source checkout",
+        description="Run the benchmarks of the source checkout: `homeloop bench --quick` for a look.",
+        add_help=False,
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=bench)
     return parser
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("homeloop")
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed: it runs from its source)"
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number")
+    return int(text)
 
 
 def _size(text: str) -> int:

@@ -5,25 +5,32 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import re
 import shlex
-import signal
-import sys
 import time
 
-from homeloop.cli.words import amount, clear_line, status_line
+from homeloop.cli.clients import QEMU_IMG
+from homeloop.cli.ending import Ending
+from homeloop.cli.words import amount, plural, screen
 from homeloop.core.runtime import run
 from homeloop.daemon.exporting import Daemon, ExportConfig, ListenConfig
 from homeloop.errors import UsageError
 
-__all__ = ["listen_config", "serve"]
+__all__ = ["Throughput", "export_configs", "listen_config", "serve"]
+
+STATUS_EVERY_S = 1.0
+IOTHREADS_MAX = 1024            # far beyond use; a slip of the finger must not fill the process with threads
 
 
 def serve(options: argparse.Namespace) -> int:
-    """Serve until SIGTERM or Ctrl-C; return the exit status. UsageError for options that make no sense."""
-    exports = _exports(options)
+    """Serve until Ctrl-C or SIGTERM; return the exit status. The main thread.
+
+    UsageError for options that make no sense. Leaves its signal handlers behind: see Ending.
+    """
+    exports = export_configs(options)
     listen = listen_config(options)
-    if options.iothreads < 1:
-        raise UsageError(f"--iothreads {options.iothreads}: there must be at least one")
+    if not 1 <= options.iothreads <= IOTHREADS_MAX:
+        raise UsageError(f"--iothreads {options.iothreads}: it must be from 1 to {IOTHREADS_MAX}")
     run(_serve(exports, listen, options.iothreads))
     return 0
 
@@ -37,75 +44,118 @@ def listen_config(options: argparse.Namespace) -> ListenConfig:
     if options.listen is None:
         return ListenConfig()
     host, colon, port = options.listen.rpartition(":")
-    if not colon or not port.isdecimal() or int(port) > 65535:
+    if not colon or re.fullmatch("[0-9]{1,5}", port) is None or int(port) > 65535:
         raise UsageError(f"--listen {options.listen!r}: write HOST:PORT, such as localhost:10809 or [::1]:0")
     return ListenConfig(host=host.removeprefix("[").removesuffix("]") or "localhost", port=int(port))
 
 
-def _exports(options: argparse.Namespace) -> list[ExportConfig]:
+def export_configs(options: argparse.Namespace) -> list[ExportConfig]:
+    """What is to be served, under which names."""
     if options.name is not None and len(options.source) > 1:
         raise UsageError(f"--name is for one SOURCE, and there are {len(options.source)}")
-    configs: list[ExportConfig] = []
+    configs: dict[str, ExportConfig] = {}
     for source in options.source:
         name = options.name
         if name is None:
             name = "memory" if source.startswith("memory:") else os.path.basename(source.removeprefix("file:"))
-        if any(config.name == name for config in configs):
-            raise UsageError(f"two exports would be named {name!r}: serve them separately, with --name")
-        configs.append(ExportConfig(source=source, name=name, read_only=options.read_only, size=options.size))
-    return configs
+        if name in configs:
+            raise UsageError(
+                f"{configs[name].source!r} and {source!r} would both be named {name!r}: "
+                "serve them separately, with --name"
+            )
+        configs[name] = ExportConfig(source=source, name=name, read_only=options.read_only, size=options.size)
+    return list(configs.values())
 
 
 async def _serve(exports: list[ExportConfig], listen: ListenConfig, iothreads: int) -> None:
-    enough = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, enough.set)
-    async with Daemon(iothreads=iothreads) as daemon:
-        await daemon.start(listen)
-        for config in exports:
-            await daemon.add_export(config)
-            _announce(daemon, config)
-        print("Ctrl-C ends it.", flush=True)
-        await _until(enough, daemon)
-        clear_line()
-        print("finishing what is in flight ...", flush=True)
-    print("flushed and closed.", flush=True)
+    daemon = Daemon(iothreads=iothreads)
+    with Ending(lambda: _give_up(daemon)) as ending:
+        async with daemon:
+            for config in exports:
+                await daemon.add_export(config)
+            await daemon.listen(listen)
+            _announce(daemon, exports)
+            throughput = Throughput(daemon)
+            await _until(ending.wanted, throughput)
+            in_flight = throughput.in_flight()
+            what = f"{plural(in_flight, 'request')} in flight" if in_flight else "and flushing"
+            screen.say(f"finishing {what}; Ctrl-C again gives up on that")
+        screen.say(f"flushed and closed: {throughput.summary()}")
 
 
-def _announce(daemon: Daemon, config: ExportConfig) -> None:
-    device, home = daemon.exported[config.name].device, daemon.exported[config.name].iothread.name
-    uri = daemon.server.uri(config.name)
-    quoted = shlex.quote(uri)
-    size = amount(device.size)
-    rights = "read-only" if device.read_only else "writable"
-    print(f"serving {config.source}, {size}, {rights}, as export {config.name!r}, at home in {home}")
-    print(f"  {uri}")
-    print("try:")
-    print(f"  nbdinfo {quoted}")
-    print(f"  nbdcopy --progress {quoted} copy.img")
-    print(f"  qemu-img convert -p -O qcow2 {quoted} copy.qcow2", flush=True)
+def _give_up(daemon: Daemon) -> str:
+    """In the signal handler of the second Ctrl-C: what is lost by it."""
+    daemon.remove_folder()
+    left = [
+        f"export {name!r} ({plural(exported.device.in_flight, 'request')} in flight)"
+        for name, exported in list(daemon.exported.items())
+    ]
+    return f"homeloop serve: gave up before the end; not flushed: {', '.join(left) or 'nothing'}"
 
 
-async def _until(enough: asyncio.Event, daemon: Daemon) -> None:
-    """Wait for the signal; on a terminal show the throughput meanwhile."""
-    if not sys.stdout.isatty():
-        await enough.wait()
-        return
-    seen, then = _moved(daemon), time.monotonic()
-    while not enough.is_set():
+def _announce(daemon: Daemon, exports: list[ExportConfig]) -> None:
+    for config in exports:
+        exported = daemon.exported[config.name]
+        size = amount(exported.device.size)
+        rights = "read-only" if exported.device.read_only else "writable"
+        name = f"export {config.name!r}" if config.name else "the default export"
+        screen.say(f"serving {config.source}, {size}, {rights}, as {name}, at home in {exported.iothread.name}")
+        screen.say(f"  {daemon.server.uri(config.name)}")
+    first = daemon.exported[exports[0].name].device
+    uri = shlex.quote(daemon.server.uri(exports[0].name))
+    screen.say("try:")
+    screen.say(f"  nbdinfo {uri}")
+    screen.say(f"  nbdcopy --progress {uri} copy.img")
+    if first.size % QEMU_IMG.size_multiple:
+        screen.say(f"but not qemu-img: it hangs at an end that is not a multiple of {QEMU_IMG.size_multiple} bytes.")
+    else:
+        screen.say(f"  qemu-img convert -p -O qcow2 {uri} copy.qcow2")
+    screen.say("Ctrl-C ends it.")
+
+
+async def _until(wanted: asyncio.Event, throughput: Throughput) -> None:
+    """Wait for the first signal; on a terminal show the throughput meanwhile."""
+    while not wanted.is_set():
         try:
-            await asyncio.wait_for(enough.wait(), 1)
+            await asyncio.wait_for(wanted.wait(), STATUS_EVERY_S if screen.is_terminal() else None)
         except TimeoutError:
-            pass
-        now, moved = time.monotonic(), _moved(daemon)
-        reads, writes = ((new - old) / (now - then) for new, old in zip(moved, seen, strict=True))
-        clients = daemon.server.statistics().connections
-        status_line(f"{clients} clients   read {amount(reads)}/s   written {amount(writes)}/s")
-        seen, then = moved, now
+            screen.status(throughput.line())
 
 
-def _moved(daemon: Daemon) -> tuple[int, int]:
-    """Bytes read and written so far, over all exports."""
-    counts = [exported.device.statistics() for exported in daemon.exported.values()]
-    return sum(count.read_bytes for count in counts), sum(count.written_bytes for count in counts)
+class Throughput:
+    """What the exports of a daemon have moved, and how fast of late. The main context."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        self._server = daemon.server
+        self._devices = [exported.device for exported in daemon.exported.values()]
+        self._then = time.monotonic()       # when line() was last asked
+        self._moved = self._count()         # and what it found
+
+    def line(self) -> str:
+        """Since it was last asked, as one line."""
+        now, moved = time.monotonic(), self._count()
+        read, written, requests = (
+            (new - old) / (now - self._then) for new, old in zip(moved, self._moved, strict=True)
+        )
+        self._then, self._moved = now, moved
+        clients = plural(self._server.statistics().connections, "client")
+        return f"{clients}   read {amount(read)}/s   written {amount(written)}/s   {requests:,.0f} requests/s"
+
+    def summary(self) -> str:
+        """All of it, as one line; also when the daemon has ended."""
+        read, written, requests = self._count()
+        clients = plural(self._server.statistics().accepted, "client")
+        return f"{clients}, {plural(requests, 'request')}, {amount(read)} read, {amount(written)} written"
+
+    def in_flight(self) -> int:
+        """Requests that wait for a device just now."""
+        return sum(device.in_flight for device in self._devices)
+
+    def _count(self) -> tuple[int, int, int]:
+        """Bytes read, bytes written, requests: since the start, over all exports."""
+        counts = [device.statistics() for device in self._devices]
+        return (
+            sum(count.read_bytes for count in counts),
+            sum(count.written_bytes for count in counts),
+            sum(count.reads + count.writes + count.flushes + count.trims + count.write_zeroes for count in counts),
+        )

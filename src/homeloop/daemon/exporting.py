@@ -9,10 +9,11 @@ Starting and stopping a thread and opening an image block, so workers do them; t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
-import functools
+import errno
 import os
-import shutil
+import socket
 import tempfile
 from collections.abc import Mapping
 from types import TracebackType
@@ -22,7 +23,8 @@ from homeloop.block.opening import open_device
 from homeloop.core.context import AioContext
 from homeloop.core.iothread import IOThread
 from homeloop.core.workers import to_worker
-from homeloop.errors import UsageError, WrongState
+from homeloop.errors import BlockError, UsageError, WrongState
+from homeloop.nbd.protocol import pack_string
 from homeloop.nbd.server import Server, ServerLimits
 
 __all__ = ["Daemon", "ExportConfig", "Exported", "ListenConfig"]
@@ -57,7 +59,10 @@ class Exported:
 
 
 class Daemon:
-    """An NBD server, its exports and its IOThreads. All methods: a coroutine of the main context."""
+    """An NBD server, its exports and its IOThreads. Methods, but where they say otherwise: the main context's.
+
+    start(), add_export() for each, then listen(): whoever can connect finds them all.
+    """
 
     def __init__(self, *, iothreads: int = 1, limits: ServerLimits | None = None) -> None:
         if iothreads < 1:
@@ -65,7 +70,7 @@ class Daemon:
         self._threads = [IOThread(f"iothread-{number}") for number in range(iothreads)]
         self._limits = limits
         self._server: Server | None = None              # from start() on
-        self._exported: dict[str, Exported] = {}        # by name; in the order in which they were added
+        self._exported: dict[str, Exported] = {}        # by name, in the order in which they were added; till closed
         self._folder: str | None = None                 # of the private socket
         self._next_thread = 0
 
@@ -81,7 +86,13 @@ class Daemon:
         """Its IOThreads, in the order in which exports are dealt to them."""
         return tuple(self._threads)
 
+    @property
+    def exported(self) -> Mapping[str, Exported]:
+        """What is exported, by name; in close(), what is not closed yet. To look at: any thread."""
+        return self._exported
+
     async def __aenter__(self) -> Daemon:
+        await self.start()
         return self
 
     async def __aexit__(
@@ -89,62 +100,120 @@ class Daemon:
     ) -> None:
         await self.close()
 
-    async def start(self, listen: ListenConfig) -> None:
-        """Start the IOThreads and listen. Cancelled or failed: call close()."""
-        context = AioContext.of()
-        for iothread in self._threads:
-            await to_worker(iothread.start)
-        self._server = Server(context) if self._limits is None else Server(context, limits=self._limits)
-        if listen.port is not None:
-            await self._server.listen((listen.host or "localhost", listen.port))
-            return
-        path = listen.socket
-        if path is None:
-            self._folder = await to_worker(tempfile.mkdtemp, "", "homeloop-")
-            path = os.path.join(self._folder, "nbd.sock")
-        await self._server.listen(path)
+    async def start(self) -> None:
+        """Start the IOThreads. Cancelled or failed: close() ends those that run."""
+        try:
+            self._server = Server(AioContext.of(), limits=self._limits)
+            for iothread in self._threads:
+                await to_worker(iothread.start)
+        except BaseException:
+            await self.close()
+            raise
 
     async def add_export(self, config: ExportConfig) -> Exported:
         """Open a device and serve it from the next IOThread in turn.
 
         UsageError or BlockError if the device cannot be opened: nothing has changed then.
         """
+        server = self.server
         if config.name in self._exported:
             raise UsageError(f"there is an export named {config.name!r} already")
-        opening = functools.partial(
-            open_device,
-            config.source,
-            read_only=config.read_only,
-            size=config.size,
-            create=config.size is not None,
-        )
-        device = await to_worker(opening)
+        _check_name(config)                 # before an image is made
         iothread = self._threads[self._next_thread % len(self._threads)]
         self._next_thread += 1
+        device = await _open(config, iothread)
         exported = Exported(device=device, iothread=iothread)
         self._exported[config.name] = exported
-        await self.server.add_export(config.name, device, context=iothread.context, description=config.description)
+        try:
+            await server.add_export(config.name, device, context=iothread.context, description=config.description)
+        except BaseException:
+            del self._exported[config.name]
+            await iothread.run(device.close())
+            raise
         return exported
 
-    @property
-    def exported(self) -> Mapping[str, Exported]:
-        """What is exported, by name."""
-        return self._exported
+    async def listen(self, where: ListenConfig) -> None:
+        """Let clients in. OSError if nobody can listen there; UsageError for an address that makes no sense."""
+        if where.port is not None:
+            host = where.host or "localhost"
+            try:
+                await self.server.listen((host, where.port))
+            except (socket.gaierror, UnicodeError) as error:
+                # getaddrinfo() does not say for which host, nor has it an errno. A name that IDNA cannot encode
+                # is a UnicodeError.
+                text = error.strerror if isinstance(error, OSError) else str(error)
+                raise OSError(errno.EADDRNOTAVAIL, f"cannot find the host {host!r}: {text}") from error
+            return
+        path = where.socket
+        if path is None:
+            self._folder = await to_worker(tempfile.mkdtemp, "", "homeloop-")
+            path = os.path.join(self._folder, "nbd.sock")
+        await self.server.listen(path)
 
     async def close(self) -> None:
-        """Drain what is in flight, flush and close every device, end the IOThreads. Twice is fine."""
-        failures: list[BaseException] = []
+        """Listen no more; drain, flush and close every device; end the IOThreads. Twice is fine.
+
+        Exports end side by side: one whose device hangs does not keep the others from being flushed. Raises a
+        BlockError that names each export that could not be flushed and closed.
+        """
+        failures: list[tuple[str, Exception]] = []
         if self._server is not None:
-            await self._server.close()
-        while self._exported:
-            _name, exported = self._exported.popitem()
-            try:
-                await exported.iothread.run(exported.device.close())
-            except Exception as exc:        # the others must still be flushed
-                failures.append(exc)
+            # In this order: all of it begins in one turn of the loop, so no client is told that an export is
+            # unknown when it is the server that ends.
+            await asyncio.gather(
+                *(self._close_export(name, failures) for name in list(self._exported)), self._server.close()
+            )
         await asyncio.gather(*(to_worker(iothread.stop) for iothread in self._threads))
-        if self._folder is not None:
-            await to_worker(functools.partial(shutil.rmtree, self._folder, ignore_errors=True))
-            self._folder = None
+        self.remove_folder()
         if failures:
-            raise failures[0]
+            number = next((exc.errno for _name, exc in failures if isinstance(exc, BlockError)), errno.EIO)
+            text = "; ".join(f"export {name!r}: {_text_of(exc)}" for name, exc in failures)
+            raise BlockError(number, text) from failures[0][1]
+
+    async def _close_export(self, name: str, failures: list[tuple[str, Exception]]) -> None:
+        exported = self._exported[name]
+        try:
+            await self.server.remove_export(name)
+            await exported.iothread.run(exported.device.close())
+        except Exception as exc:            # the others must still be flushed
+            failures.append((name, exc))
+        del self._exported[name]
+
+    def remove_folder(self) -> None:
+        """Remove the private socket and its folder, if there is one. Any thread; for who cannot wait for close()."""
+        if self._folder is not None:
+            with contextlib.suppress(OSError):      # whatever it is: nobody can do anything about it
+                os.unlink(os.path.join(self._folder, "nbd.sock"))
+            with contextlib.suppress(OSError):
+                os.rmdir(self._folder)
+
+
+def _check_name(config: ExportConfig) -> None:
+    try:
+        pack_string(config.name, "export name")
+        pack_string(config.description, "description")
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+async def _open(config: ExportConfig, iothread: IOThread) -> Device:
+    """Open a device in a worker; cancelled, it is closed again."""
+    opened: list[Device] = []
+
+    def opening() -> None:
+        device = open_device(
+            config.source, read_only=config.read_only, size=config.size, create=config.size is not None
+        )
+        opened.append(device)
+
+    try:
+        await to_worker(opening)
+    except asyncio.CancelledError:
+        for device in opened:
+            await iothread.run(device.close())
+        raise
+    return opened[0]
+
+
+def _text_of(error: Exception) -> str:
+    return error.text if isinstance(error, BlockError) else str(error) or type(error).__name__
