@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import os
 import random
@@ -402,6 +403,31 @@ def test_rule14_spawns_that_race_with_the_end(seed: int) -> None:
                 assert co.cancelled()
 
 
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_rule14_a_coroutine_ends_the_loop(kind: type[BaseException]) -> None:
+    """SystemExit or KeyboardInterrupt in a coroutine ends asyncio's loops. The waiter is told, what is left is
+    cancelled, and who comes later is served or refused: nothing is taken that nobody will run."""
+
+    async def exits() -> None:
+        await asyncio.sleep(0)
+        raise kind
+
+    it = Slow()
+    io = homeloop.IOThread().start()
+    left = io.spawn(it.run())
+    wait(it.waiting, io.context)
+    co = io.spawn(exits())
+    with pytest.raises(kind):
+        co.result(LIMIT_S)
+    with contextlib.suppress(ContextClosed, asyncio.CancelledError):
+        assert io.spawn(returned(lambda: 1)).result(1) == 1
+    io.stop()
+    assert it.log == ["cancelled", "cleaned up"]
+    assert left.cancelled()
+    assert has_ended(io.context)
+
+
 # Nothing is left
 
 
@@ -416,6 +442,7 @@ def test_rule14_fifty_start_stops_leak_nothing() -> None:
         await homeloop.to_worker(lambda: None)
 
     once()
+    gc.collect()
     threads, descriptors = threading.active_count(), len(os.listdir("/dev/fd"))
     for _ in range(50):
         once()
@@ -523,6 +550,7 @@ def test_rule14_fifty_start_stops_of_another_make(maker: Callable[[], Callable[[
             io.call(returned(lambda: None))
 
     once()
+    gc.collect()
     threads, descriptors = threading.active_count(), len(os.listdir("/dev/fd"))
     for _ in range(50):
         once()
