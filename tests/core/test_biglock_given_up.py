@@ -103,6 +103,56 @@ def test_rule8_released_at_home_lets_others_run_the_main_context(rt: homeloop.Ru
     usable(rt)
 
 
+def test_rule8_the_end_of_released_wakes_a_waiter_that_stands_in(rt: homeloop.Runtime) -> None:
+    """A thread that waits for the coroutine serves the main loop while the home is away; the end reaches it.
+
+        home                                plain thread
+        ----                                ------------
+        1 released(): blocks
+                                            2 co.result(): serves the main loop, sleeps in it
+        3 goes on; the coroutine ends
+        4 sleeps in the same loop
+                                            5 must be woken, though the home may see the kick first
+    """
+    gone, back = threading.Event(), threading.Event()
+
+    async def gives_up() -> str:
+        with rt.big_lock.released():
+            gone.set()
+            wait(back)
+        return "ended"
+
+    for _ in range(10):
+        gone.clear()
+        back.clear()
+        co = rt.main.spawn(gives_up())
+        wait(gone)
+        waiter = Plain(co.result)
+        until(rt.main.inbox.sleeping, rt.main)
+        back.set()
+        assert waiter.result(rt.main, rt.big_lock) == "ended"
+
+
+def test_rule8_a_poll_of_the_holder_ends_when_the_home_does_the_work(rt: homeloop.Runtime) -> None:
+    """A worker polls the main context under the lock until something has happened; the home may be the one to do it.
+
+    Both sleep in the same loop. Each post wakes both: one runs it, and the worker looks again.
+    """
+    happened: list[int] = []
+
+    def serve(number: int) -> None:
+        with rt.big_lock:
+            while number not in happened:
+                rt.main.poll(True)
+
+    for number in range(20):
+        asleep(rt.main)
+        worker = Plain(serve, number)
+        until(lambda: waiting(rt.big_lock) == 0 and rt.main.inbox.sleeping(), rt.main)
+        rt.main.post(happened.append, number)
+        worker.result(rt.main, rt.big_lock)
+
+
 # condition()
 
 

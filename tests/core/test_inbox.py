@@ -141,20 +141,28 @@ def test_rule7_notify_ends_a_sleep_and_queues_nothing() -> None:
     assert taken(inbox) == ["with it"]
 
 
-def test_rule7_two_threads_asleep_share_the_kick() -> None:
-    """The home sleeps and one who stands in for it does: the kick stays on its way until one has taken it back."""
+def test_rule7_a_kick_ends_the_sleep_of_all() -> None:
+    """The home sleeps and one who stands in for it does: the kick is taken back when both are up, not before.
+
+    They wait on the same descriptor, where the kernel wakes one; a kick that this one takes back leaves the other
+    asleep, whatever it waits for.
+    """
     inbox, sleep = fresh()
     assert inbox.begin_sleep()
     assert inbox.begin_sleep()
     inbox.put("first")
+    inbox.end_sleep()
+    assert (sleep.kicks, sleep.settled) == (1, 0)
+    assert inbox.sleeping()
+    inbox.put("second")                         # counts on the same kick
     assert sleep.kicks == 1
     inbox.end_sleep()
-    assert inbox.sleeping()
-    inbox.put("second")                         # the other one still sleeps, and the first kick is taken back
-    assert sleep.kicks == 2
-    inbox.end_sleep()
+    assert sleep.settled == 1
     assert not inbox.sleeping()
     assert taken(inbox) == ["first", "second"]
+    assert inbox.begin_sleep()                  # and the next sleep has one of its own
+    inbox.put("third")
+    assert sleep.kicks == 2
 
 
 def test_rule7_a_foreign_loop_is_kicked_once_per_batch() -> None:
