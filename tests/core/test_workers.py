@@ -221,7 +221,7 @@ def test_rule16_the_end_of_the_context_waits_for_running_work() -> None:
     assert gate.ran == []
     gate.opened.set()
     stopper.result(io.context)
-    assert co.cancelled()
+    assert co.done()
     assert gate.ran == ["running"]
     assert threading.active_count() == threads
 
