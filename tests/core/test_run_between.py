@@ -153,6 +153,33 @@ def test_rule10_from_a_stock_asyncio_loop() -> None:
     assert it.log == ["cancelled", "cleaned up"]
 
 
+@AS
+@pytest.mark.parametrize("how", ["await", "gather", "wait_for", "shield", "wait", "ensure_future", "TaskGroup"])
+def test_rule10_asyncio_functions_take_a_remote_coroutine(sides: Sides, as_task: bool, how: str) -> None:
+    """A Coroutine of another context is an awaitable like any: asyncio's own functions wait for it."""
+
+    async def here() -> Any:
+        co = sides.remote.spawn(returned(lambda: "result"))
+        if how == "await":
+            return await co
+        if how == "gather":
+            return (await asyncio.gather(co, asyncio.sleep(0)))[0]
+        if how == "wait_for":
+            return await asyncio.wait_for(co, LIMIT_S)
+        if how == "shield":
+            return await asyncio.shield(co)
+        if how == "ensure_future":
+            return await asyncio.ensure_future(co)
+        if how == "wait":
+            done, _ = await asyncio.wait([asyncio.ensure_future(co)])
+            return done.pop().result()
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(run_here(co))
+        return task.result()
+
+    assert sides.run(here, as_task) == "result"
+
+
 # Cancelling from here
 
 
@@ -405,10 +432,6 @@ class Forced:
         asyncio.get_running_loop().call_soon(self.begun.set)
         return await self.finish
 
-    def drain(self, context: homeloop.AioContext) -> None:
-        for _ in range(3):
-            context.spawn(returned(lambda: None)).result(LIMIT_S)
-
 
 @AS
 @FORCED
@@ -425,7 +448,7 @@ def test_rule10_the_end_comes_before_the_cancellation(sides: Sides, as_task: boo
     wait(forced.begun, sides.remote)
     go_on = blocked(sides.local)
     sides.remote.post(forced.finish.set_result, "result")
-    forced.drain(sides.remote)
+    sides.remote.spawn(asyncio.sleep(0)).result(LIMIT_S)
     sides.local.post(lambda: forced.target.cancel())
     go_on.set()
     forced.co.result(LIMIT_S)
