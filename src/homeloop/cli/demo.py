@@ -11,6 +11,7 @@ import io
 import os
 import random
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -53,7 +54,11 @@ def demo(options: argparse.Namespace) -> int:
             image = os.path.join(folder, "demo.img")
             make_image(image)
             screen.say(f"made an image of {amount(IMAGE_BYTES)}, half of it holes")
-        return 0 if run(_demo(image, folder)) else 1
+        try:
+            return 0 if run(_demo(image, folder)) else 1
+        except asyncio.CancelledError:
+            screen.complain("homeloop demo: terminated")
+            return 128 + signal.SIGTERM
 
 
 def make_image(path: str) -> None:
@@ -68,6 +73,10 @@ def make_image(path: str) -> None:
 
 
 async def _demo(image: str, folder: str) -> bool:
+    """As Ctrl-C does already, SIGTERM cancels it: sockets and copies are removed, other programs ended."""
+    me = current_coroutine()
+    assert me is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, me.cancel)
     async with Daemon(iothreads=1) as daemon:
         exported = await daemon.add_export(ExportConfig(source=f"file:{image}", name="demo", read_only=True))
         await daemon.listen(ListenConfig())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import os
 import re
 import shlex
@@ -14,7 +15,7 @@ from homeloop.cli.ending import Ending
 from homeloop.cli.words import amount, plural, screen
 from homeloop.core.runtime import run
 from homeloop.daemon.exporting import Daemon, ExportConfig, ListenConfig
-from homeloop.errors import UsageError
+from homeloop.errors import BlockError, UsageError
 
 __all__ = ["Throughput", "export_configs", "listen_config", "serve"]
 
@@ -72,7 +73,7 @@ async def _serve(exports: list[ExportConfig], listen: ListenConfig, iothreads: i
     with Ending(lambda: _give_up(daemon)) as ending:
         async with daemon:
             for config in exports:
-                await daemon.add_export(config)
+                await _add(daemon, config)
             await daemon.listen(listen)
             _announce(daemon, exports)
             throughput = Throughput(daemon)
@@ -81,6 +82,15 @@ async def _serve(exports: list[ExportConfig], listen: ListenConfig, iothreads: i
             what = f"{plural(in_flight, 'request')} in flight" if in_flight else "and flushing"
             screen.say(f"finishing {what}; Ctrl-C again gives up on that")
         screen.say(f"flushed and closed: {throughput.summary()}")
+
+
+async def _add(daemon: Daemon, config: ExportConfig) -> None:
+    try:
+        await daemon.add_export(config)
+    except BlockError as exc:
+        if config.read_only or exc.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise BlockError(exc.errno, f"{exc.text} (to serve it read-only: --read-only)") from exc
 
 
 def _give_up(daemon: Daemon) -> str:

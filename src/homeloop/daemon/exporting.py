@@ -116,21 +116,28 @@ class Daemon:
         UsageError or BlockError if the device cannot be opened: nothing has changed then.
         """
         server = self.server
-        if config.name in self._exported:
-            raise UsageError(f"there is an export named {config.name!r} already")
-        _check_name(config)                 # before an image is made
+        self._check_new(config)             # before an image is made
         iothread = self._threads[self._next_thread % len(self._threads)]
         self._next_thread += 1
         device = await _open(config, iothread)
         exported = Exported(device=device, iothread=iothread)
-        self._exported[config.name] = exported
         try:
+            self._check_new(config)         # somebody else may have been faster
             await server.add_export(config.name, device, context=iothread.context, description=config.description)
         except BaseException:
-            del self._exported[config.name]
             await iothread.run(device.close())
             raise
+        self._exported[config.name] = exported
         return exported
+
+    def _check_new(self, config: ExportConfig) -> None:
+        if config.name in self._exported:
+            raise UsageError(f"there is an export named {config.name!r} already")
+        try:
+            pack_string(config.name, "export name")
+            pack_string(config.description, "description")
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
     async def listen(self, where: ListenConfig) -> None:
         """Let clients in. OSError if nobody can listen there; UsageError for an address that makes no sense."""
@@ -186,14 +193,6 @@ class Daemon:
                 os.unlink(os.path.join(self._folder, "nbd.sock"))
             with contextlib.suppress(OSError):
                 os.rmdir(self._folder)
-
-
-def _check_name(config: ExportConfig) -> None:
-    try:
-        pack_string(config.name, "export name")
-        pack_string(config.description, "description")
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 async def _open(config: ExportConfig, iothread: IOThread) -> Device:
