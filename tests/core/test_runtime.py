@@ -315,7 +315,8 @@ def test_run_ctrl_c_cancels_main(program: str) -> None:
 def test_run_second_ctrl_c_raises_where_the_thread_is() -> None:
     """A main() that swallows the first does not survive the second."""
     lines, status = interrupted("homeloop.run(stubborn())", presses=2)
-    assert lines == ["waiting", "cleaned up", "swallowed"] * 2 + ["KeyboardInterrupt"]
+    assert lines[:4] == ["waiting", "cleaned up", "swallowed", "waiting"]
+    assert lines[4:] in (["KeyboardInterrupt"], ["cleaned up", "swallowed", "KeyboardInterrupt"])   # inside it, or not
     assert status == 4
 
 
