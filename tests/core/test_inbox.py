@@ -168,7 +168,7 @@ def test_rule7_a_kick_ends_the_sleep_of_all() -> None:
 def test_rule7_a_foreign_loop_is_kicked_once_per_batch() -> None:
     """A loop of another make does not say when it sleeps: the first put after each take kicks."""
     inbox, sleep = fresh()
-    inbox.always_kick()
+    inbox.serve_foreign(lambda: False)
     inbox.put(1)
     inbox.put(2)
     assert sleep.kicks == 1

@@ -12,11 +12,12 @@ are leaves.
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,8 @@ __all__ = ["BigLock", "BigLockCondition"]
 
 get_ident = threading.get_ident
 allocate_lock = threading.Lock
+get_asyncgen_hooks = sys.get_asyncgen_hooks
+set_asyncgen_hooks = sys.set_asyncgen_hooks
 
 
 class _Waiter:
@@ -62,6 +65,8 @@ class BigLock:
         self._mutex = context.lock                      # a leaf, held for a few lines; shared, see HomeSelector.sleep
         self._holder = 0                                # thread ident; set under _mutex
         self._waiters: deque[_Waiter] = deque()         # under _mutex, longest wait first
+        # The main loop's: an async generator that a holder begins is the loop's to close.
+        self.asyncgen_hooks: tuple[Any, Any] = (None, None) if context.home is None else context.home.asyncgen_hooks()
         self._outer: Any = None                         # a holder's that is not the home: what release() restores
         self._waits = 0                                 # under _mutex: acquires that had to wait
         self._acquires = 0                              # holder's: acquires by other threads than the home
@@ -114,7 +119,7 @@ class BigLock:
         if locked:
             self.release()
 
-    @contextmanager
+    @contextlib.contextmanager
     def released(self) -> Iterator[None]:
         """Give the lock up for the block, then take it back: for a blocking call in a holder.
 
@@ -143,20 +148,23 @@ class BigLock:
 
     def take(self, me: int, timeout: float | None = None) -> bool:
         """Become the holder. The caller does not hold it."""
-        with self._mutex:
-            if not self._holder:
-                self._holder = me
-                return True
-            waiter = _Waiter(me)
-            self._waiters.append(waiter)
-            self._waits += 1
+        waiter = None
         try:
+            with self._mutex:
+                if not self._holder:
+                    self._holder = me
+                    return True
+                waiter = _Waiter(me)
+                self._waiters.append(waiter)
+                self._waits += 1
             if waiter.gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
                 return True
         except BaseException:
-            # Ctrl-C while waiting. A grant may have come with it; the lock must not stay with a thread
-            # that believes it has none.
-            if not self._withdraw(waiter):
+            # Ctrl-C. A grant may have come with it; the lock must not stay with a thread that believes
+            # it has none.
+            if waiter is not None:
+                self._withdraw(waiter)
+            if self._holder == me:
                 self.hand_over()
             raise
         return not self._withdraw(waiter)
@@ -179,11 +187,14 @@ class BigLock:
             if not self._waiters:
                 self._holder = 0
                 return
-            waiter = self._waiters.popleft()
-            waiter.granted = True
+            waiter = self._waiters[0]
             self._holder = waiter.ident
-            # Under the mutex: the waiter may time out, withdraw and be gone right behind it.
-            waiter.gate.release()
+            waiter.granted = True           # from here on it is the holder, wherever a Ctrl-C stops us
+            try:
+                self._waiters.popleft()
+            finally:
+                # Under the mutex: the waiter may time out, withdraw and be gone right behind it.
+                waiter.gate.release()
 
     def orphan(self) -> None:
         """In a forked child: nobody holds or waits."""
@@ -208,7 +219,8 @@ class BigLock:
         with self._mutex:
             if waiter.granted:
                 return False
-            self._waiters.remove(waiter)
+            with contextlib.suppress(ValueError):       # a Ctrl-C came before it was in the queue
+                self._waiters.remove(waiter)
             return True
 
     def _entered(self) -> None:
@@ -219,10 +231,11 @@ class BigLock:
             context.home_away = False
         else:
             self._acquires += 1
-            self._outer = (thread.held, running_loop())
+            self._outer = (thread.held, running_loop(), get_asyncgen_hooks())
             thread.held = self
             if mine is None:
                 set_running_loop(context.loop)
+                set_asyncgen_hooks(*self.asyncgen_hooks)
         if thread.suspended:
             suspended = thread.suspended.pop(self, None)
             if suspended is not None:
@@ -243,9 +256,10 @@ class BigLock:
         if thread.held is not self:
             self._leave_out_of_order()
         else:
-            thread.held, outer_loop = self._outer
+            thread.held, outer_loop, hooks = self._outer
             if mine is None:
                 set_running_loop(outer_loop)
+                set_asyncgen_hooks(*hooks)
         home = context.home
         if home is not None and home.has_work():
             context.inbox.notify()
@@ -273,16 +287,18 @@ class BigLock:
         if not free:
             self.take(me)
         self._acquires += 1
-        self._outer = (thread.held, running_loop())
+        self._outer = (thread.held, running_loop(), get_asyncgen_hooks())
         thread.held = self
         set_running_loop(self.context.loop)
+        set_asyncgen_hooks(*self.asyncgen_hooks)
 
     def leave_bare(self, home: HomeLoop) -> None:
         if self._holder != get_ident():
             return
         if thread.held is self:
-            thread.held, outer_loop = self._outer
+            thread.held, outer_loop, hooks = self._outer
             set_running_loop(outer_loop)
+            set_asyncgen_hooks(*hooks)
         else:
             self._leave_out_of_order()
         if home.has_work():

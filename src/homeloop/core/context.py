@@ -23,12 +23,12 @@ from homeloop.core import forking, waiting
 from homeloop.core.bottom_half import BottomHalf
 from homeloop.core.coroutine import Coroutine
 from homeloop.core.current import current_context, thread
-from homeloop.core.entries import Call, Calls, RunWakes
+from homeloop.core.entries import Call, Calls, RunWakes, SingleCall
 from homeloop.core.inbox import Inbox
 from homeloop.core.loop import HomeLoop, current_task, enter_task, leave_task, running_loop, set_running_loop
 from homeloop.core.statistics import ContextStatistics, Counters
 from homeloop.core.workers import WorkerPool
-from homeloop.errors import NoRuntime, UsageError, WouldDeadlock, WrongState, WrongThread
+from homeloop.errors import ContextClosed, NoRuntime, UsageError, WouldDeadlock, WrongState, WrongThread
 
 if TYPE_CHECKING:
     from homeloop.core.biglock import BigLock
@@ -76,7 +76,7 @@ class AioContext:
         else:
             self.loop = loop
             self.inbox = Inbox(name, self._kick_foreign, lambda: None)
-            self.inbox.always_kick()
+            self.inbox.serve_foreign(loop.is_closed)
         self.home: HomeLoop | None = self.loop if isinstance(self.loop, HomeLoop) else None
         self.lock = self.inbox.lock                             # a leaf; guards inbox, wakes and ends of coroutines
         forking.remember(self)
@@ -159,7 +159,11 @@ class AioContext:
                                 f"use `await context.run(...)`")
         co = self.create(coro)
         if self.gate is not None and mine is None and (caller is None or caller is self):
-            waiting.drive(self, self.gate, co)
+            try:
+                waiting.drive(self, self.gate, co)
+            except BaseException:
+                co.cancel()
+                raise
             if co.done():
                 return co.outcome()
         else:
@@ -177,8 +181,9 @@ class AioContext:
             entries = self.inbox.entries
             if entries and type(entries[-1]) is Calls:     # open: closing takes what is there
                 entries[-1].append(call)        # whoever put the first of them has kicked
+            elif self.inbox.closed:
+                raise self.inbox.refusal()
             else:
-                self.check_open_locked()
                 self._post_first_locked(call)
 
     def try_post(self, fn: Callable[..., object], /, *args: Any) -> bool:
@@ -191,11 +196,14 @@ class AioContext:
             elif self.inbox.closed:
                 return False
             else:
-                self._post_first_locked(call)
+                try:
+                    self._post_first_locked(call)
+                except ContextClosed:
+                    return False
         return True
 
     def _post_first_locked(self, call: Call) -> None:
-        calls = Calls()
+        calls = Calls() if self.home is not None else SingleCall()
         calls.context = self
         calls.append(call)
         self.inbox.put_locked(calls)
@@ -290,6 +298,16 @@ class AioContext:
 
     # -- for the runtime: home thread or big lock -------------------------------------------------------
 
+    def is_served(self) -> bool:
+        """Has it a home thread now? A loop of another make: does it run?"""
+        return self.loop.is_running() if self.home is None else self.home.home_ident is not None
+
+    def has_ended_locked(self) -> bool:
+        """Does it take no more work? Asks a loop of another make."""
+        if self.home is None and self.loop.is_closed():
+            self.inbox.closed = True
+        return self.inbox.closed
+
     def check_open_locked(self) -> None:
         """Raise ContextClosed if the context has ended."""
         if self.inbox.closed:
@@ -351,7 +369,7 @@ class AioContext:
         finally:
             self.running = None
             if chain or self._wakes:
-                self._chain_to_queue()
+                self._chain_to_queue(first=left > 0)
 
     def _take_wakes(self) -> None:
         self._chain.extendleft(reversed(self._wakes))
@@ -363,17 +381,17 @@ class AioContext:
         self._take_wakes()
         self._run_chain()
 
-    def _chain_to_queue(self) -> None:
-        """What the chain has not run goes to the head of the ready queue."""
+    def _chain_to_queue(self, *, first: bool) -> None:
+        """What the chain has not run goes to the ready queue: to its head, or behind what waits there."""
         self._take_wakes()
         entries = list(self._chain)
         self._chain.clear()
-        if self.home is None:
-            for co in entries:
-                self.loop.call_soon(co)
-        else:
+        if first and self.home is not None:
             for co in reversed(entries):
                 self.home.queue_first(co)
+        else:
+            for co in entries:
+                self.queue(co)
 
     def runs_something(self) -> bool:
         """Is a coroutine or an asyncio task of this context on the stack of who asks?"""
@@ -409,8 +427,6 @@ class AioContext:
             return home.run_one(blocking=blocking and not progress) or progress
         finally:
             self.resume_running(suspended)
-            if blocking and get_ident() != home.home_ident:
-                self.inbox.notify()     # we may have taken a kick that was meant for the home
 
     def discount_turn(self) -> None:
         """What runs now is no progress."""
@@ -459,13 +475,16 @@ class AioContext:
         if self.home is not None:
             self.home.home_ident = None
 
+    async def stop_workers(self) -> None:
+        """End the worker threads, after what they were given; the loop goes on meanwhile."""
+        if self._pool is not None:
+            await self._pool.stop()
+
     def close_inbox(self) -> None:
         """End it: no more work; what nobody ran is cancelled. Home thread, its last act."""
         for entry in self.inbox.close():
             if isinstance(entry, Coroutine):
                 entry.abandon(asyncio.CancelledError(f"{self.name} has ended"))
-        if self._pool is not None:
-            self._pool.stop()
         if self.runtime is not None and self.is_main():
             self.runtime.forget()
 
@@ -485,7 +504,6 @@ class AioContext:
 
     def _schedule_new(self, co: Coroutine[Any]) -> None:
         if not co.schedule():
-            co.abandon(asyncio.CancelledError())
             raise self.inbox.refusal()
 
     def _mine(self, co: Coroutine[Any] | CoroutineABC[Any, Any, Any]) -> Coroutine[Any]:
@@ -497,10 +515,7 @@ class AioContext:
 
     def _kick_foreign(self) -> None:
         """The inbox of a loop that is not ours: each kick is a callback there."""
-        try:
-            self.loop.call_soon_threadsafe(self._drain_foreign)
-        except RuntimeError:            # closed without telling us
-            self.inbox.closed = True
+        self.loop.call_soon_threadsafe(self._drain_foreign)
 
     def _drain_foreign(self) -> None:
         entries: deque[Any] = deque()

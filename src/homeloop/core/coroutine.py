@@ -18,7 +18,6 @@ A wake is a permit (rule 4): it is remembered until a park takes it, one at most
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import enum
 import itertools
@@ -28,10 +27,12 @@ from collections.abc import Coroutine as CoroutineABC
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from homeloop.core.current import current_context
+from homeloop.core.joining import Joined
 from homeloop.core.loop import (
     DIRECT,
     HomeLoop,
     enter_task,
+    leave_if_current,
     leave_task,
     register_task,
     take_awaited,
@@ -112,6 +113,23 @@ class Coroutine(Generic[T]):
     _reason: str                        # set with _state PARKED: for people
     _error: BaseException               # set with _must_cancel
 
+    @property
+    def _asyncio_future_blocking(self) -> bool | None:
+        """asyncio.isfuture() asks: yes in its own context, or while nobody serves that (asyncio.Runner.close());
+        no elsewhere, so that gather() and the like wrap it in a task of their own loop."""
+        context = self.context
+        return False if context.is_current() or not context.is_served() else None
+
+    @property
+    def _cancel_message(self) -> Any:
+        """What gather() puts into the CancelledError that it makes for us."""
+        error = self._exception if self.cancelled() else None
+        return error.args[0] if error is not None and error.args else None
+
+    def _make_cancelled_error(self) -> BaseException:
+        """What gather() raises for it."""
+        return self._exception if self.cancelled() and self._exception else asyncio.CancelledError()
+
     _cancelled = False                  # as an entry of the ready queue: never struck out
     _source_traceback = None            # ... and made nowhere that debug mode would show
 
@@ -189,6 +207,10 @@ class Coroutine(Generic[T]):
                 self = None  # type: ignore[assignment]     # no cycle through the traceback's frame
         return self._result
 
+    def outcome_error(self) -> BaseException | None:
+        """What a coroutine that has ended raised; it does not count as looked at."""
+        return self._exception
+
     def __repr__(self) -> str:
         what = getattr(self._coro, "__qualname__", type(self._coro).__name__)
         state = self._state.value
@@ -210,7 +232,7 @@ class Coroutine(Generic[T]):
         """
         context = self.context
         if not context.is_current():
-            return self.schedule()
+            return self._schedule(False)
         with context.lock:
             move = self._accept_wake_locked()
         if move:
@@ -220,14 +242,23 @@ class Coroutine(Generic[T]):
 
     def schedule(self) -> bool:
         """Like wake(), but always queued to the home, never run now. Source: QEMU's aio_co_schedule."""
+        return self._schedule(self.context.is_current())
+
+    def _schedule(self, here: bool) -> bool:
         context = self.context
         with context.lock:
-            if context.closed:
-                return False
-            move = self._accept_wake_locked()
-            if move:
-                context.inbox.put_locked(self)
-                context.counters.scheduled += 1
+            closed = context.has_ended_locked()
+            if not closed:
+                move = self._accept_wake_locked()
+                if move:
+                    context.counters.scheduled += 1
+                    if here and not context.inbox.sleeping():
+                        context.queue(self)             # in turn with call_soon()
+                    else:
+                        context.inbox.put_locked(self)  # asleep at home: in a signal handler
+        if closed:
+            self._abandon_unborn()
+            return False
         return move is not None
 
     def set_scheduled(self) -> None:
@@ -258,7 +289,7 @@ class Coroutine(Generic[T]):
             return False
         if self.context.is_current():
             return self._cancel_here(msg)
-        return self.context.try_post(self._cancel_here, msg)
+        return self.context.try_post(self._cancel_here, msg) or self._abandon_unborn()
 
     def _cancel_here(self, msg: Any = None) -> bool:
         with self.context.lock:
@@ -361,7 +392,9 @@ class Coroutine(Generic[T]):
         Cancelling the waiting coroutine cancels this one and waits for it, as with asyncio tasks.
         """
         if self._state is not _DONE:
-            yield from _Joined(self)
+            if current_coroutine() is self:
+                raise RuntimeError(f"{self!r} cannot await itself")
+            yield from Joined(self)
         return self.outcome()
 
     # -- running: home thread --------------------------------------------------------------------------
@@ -379,8 +412,8 @@ class Coroutine(Generic[T]):
         loop = self.context.loop
         self._state = _RUNNING
         self._fut_waiter = None
-        enter_task(loop, self)  # type: ignore[arg-type]
         try:
+            enter_task(loop, self)  # type: ignore[arg-type]
             if self._must_cancel:
                 yielded = self._vars.run(self._coro.throw, self._take_error())
             else:
@@ -392,7 +425,8 @@ class Coroutine(Generic[T]):
             else:
                 self._finish(stop.value, None)
         except BaseException as exc:
-            leave_task(loop, self)  # type: ignore[arg-type]
+            leave_if_current(loop, self)    # it is not, if a Ctrl-C came just before or behind the step
+            self._coro.close()
             self._finish(None, exc)
             if isinstance(exc, KeyboardInterrupt | SystemExit):
                 raise
@@ -480,6 +514,15 @@ class Coroutine(Generic[T]):
         self._coro.close()
         self._finish(None, error)
 
+    def _abandon_unborn(self) -> bool:
+        """Its context has ended: if it never began, it never will. Any thread."""
+        with self.context.lock:
+            if self._state is not _CREATED:
+                return False
+            self._state = _SCHEDULED        # ours to end
+        self.abandon(asyncio.CancelledError(f"{self.context.name} has ended"))
+        return True
+
     def _retrieved(self) -> None:
         unretrieved, self._unretrieved = self._unretrieved, None
         if unretrieved is not None:
@@ -508,69 +551,6 @@ class _LoopCallback:
 
     def __call__(self, co: Coroutine[Any]) -> None:
         co.context.try_post(self._variables.run, self.fn, co)
-
-
-class _Joined(asyncio.Future[None]):
-    """A future of the waiter's loop that ends with a coroutine of any context.
-
-    cancel() goes to that coroutine and the future stays pending until it has ended: so the waiter's
-    timeouts, task groups and uncancel() counts work as with an asyncio task (rule 10). A request that
-    found the coroutine ended already must not be lost: the future waits for the answer to each request,
-    and is cancelled itself if one came too late.
-    """
-
-    def __init__(self, co: Coroutine[Any]) -> None:
-        super().__init__(loop=asyncio.get_running_loop())
-        self._co = co
-        self._post = _poster(self.get_loop())
-        self._unanswered = 0            # waiter's home: requests on their way
-        self._too_late: Any = None      # waiter's home: the arguments of a request that came too late
-        self._ended = False             # waiter's home
-        co.when_done(lambda _co: self._post(self._settle))
-
-    def cancel(self, msg: Any = None) -> bool:
-        """Ask the coroutine to end; False if this future is done, or the coroutine has ended."""
-        if self.done():
-            return False
-        context = self._co.context
-        if context.is_current():
-            return self._co.cancel(msg)
-        if not context.try_post(self._forward, msg):
-            return False
-        self._unanswered += 1
-        return True
-
-    def _forward(self, msg: Any) -> None:           # the coroutine's home
-        self._post(self._answer, self._co.cancel(msg), msg)
-
-    def _answer(self, delivered: bool, msg: Any) -> None:
-        self._unanswered -= 1
-        if not delivered:
-            self._too_late = (msg,)
-        if self._ended:
-            self._settle()
-
-    def _settle(self) -> None:
-        self._ended = True
-        if self._unanswered or self.done():
-            return
-        if self._too_late is not None:
-            super().cancel(*self._too_late)
-        else:
-            self.set_result(None)
-
-
-def _poster(loop: asyncio.AbstractEventLoop) -> Callable[..., object]:
-    """A function that posts (fn, *args) to the running loop from any thread, and does nothing once it is closed."""
-    context = current_context()
-    if context is not None and context.loop is loop:
-        return context.try_post
-
-    def post(fn: Callable[..., object], *args: Any) -> None:
-        with contextlib.suppress(RuntimeError):     # closed: nobody waits there any more
-            loop.call_soon_threadsafe(fn, *args)
-
-    return post
 
 
 def current_coroutine() -> Coroutine[Any] | None:

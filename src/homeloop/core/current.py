@@ -28,6 +28,7 @@ class ThreadState(threading.local):
     def __init__(self) -> None:             # called once per thread
         self.guards: list[bool] = []        # for each `with big_lock:` around us: did it lock?
         self.suspended: dict[BigLock, object] = {}      # what we ran when we let a big lock go in the middle
+        self.waits = 0                      # synchronous waits around us
         self.below: list[object] = []       # coroutines below a nested wait on this stack: they cannot go on
 
     def forget(self) -> None:
@@ -35,6 +36,7 @@ class ThreadState(threading.local):
         self.context = self.held = self.adopted = self.runtime = None
         self.suspended.clear()
         self.guards.clear()
+        self.waits = 0
         self.below.clear()
 
 

@@ -16,11 +16,14 @@ def end_context(context: AioContext) -> None:
     What was posted before runs. A coroutine that refuses its cancellation is waited for, as asyncio.run does.
     """
     loop = context.loop
+    if loop.is_closed():
+        return
     try:
         while True:
             loop.run_until_complete(_one_turn())
             _cancel_all(loop)
             loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.run_until_complete(context.stop_workers())
             loop.run_until_complete(loop.shutdown_default_executor())
             if not asyncio.all_tasks(loop) and context.inbox.close_if_empty():
                 break

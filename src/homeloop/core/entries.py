@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from homeloop.core.context import AioContext
 
-__all__ = ["Call", "Calls", "RunWakes"]
+__all__ = ["Call", "Calls", "RunWakes", "SingleCall"]
 
 Call = tuple[Callable[..., object], tuple[Any, ...], contextvars.Context]
 
@@ -26,6 +26,10 @@ class Calls(deque[Call]):
     _cancelled = False
     _source_traceback = None
     context: AioContext
+
+    def __repr__(self) -> str:
+        names = ", ".join(getattr(fn, "__qualname__", repr(fn)) for fn, _args, _variables in list(self)[:3])
+        return f"<{len(self)} posted callbacks at {self.context.name}: {names}>"
 
     def _run(self) -> None:
         context = self.context
@@ -47,6 +51,12 @@ class Calls(deque[Call]):
                 context.home.queue_first(self)
 
 
+class SingleCall(Calls):
+    """Calls of a loop that is not ours, which never become more than one: see AioContext.post()."""
+
+    __slots__ = ()
+
+
 class RunWakes:
     """A ready-queue entry: what the asyncio task before it woke."""
 
@@ -57,7 +67,6 @@ class RunWakes:
         self._context = context
 
     def _run(self) -> None:
-        context = self._context
-        context.run_wakes()
+        self._context.run_wakes()
 
     __call__ = _run

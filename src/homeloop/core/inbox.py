@@ -34,8 +34,10 @@ __all__ = ["Inbox"]
 class Inbox:
     """Carries entries from any thread to the thread that runs a context."""
 
-    __slots__ = ("_kick", "_kicked", "_settle", "_sleepers", "closed", "entries", "kicks", "lock", "name",
-                 "why_closed")
+    __slots__ = (
+        "_kick", "_kicked", "_loop_is_closed", "_settle", "_sleepers", "closed", "entries", "kicks", "lock", "name",
+        "why_closed",
+    )
 
     def __init__(self, name: str, kick: Callable[[], None], settle: Callable[[], None]) -> None:
         self.name = name                            # for error texts
@@ -47,6 +49,7 @@ class Inbox:
         self._kicked = False                        # under lock: a kick was sent and not yet taken back
         self.closed = False                         # under lock
         self.why_closed = "has ended and takes no more work"
+        self._loop_is_closed: Callable[[], bool] | None = None
         self.kicks = 0                              # under lock: system calls that wakes have cost
 
     def put(self, entry: Any) -> None:              # any thread, signal handlers too
@@ -61,6 +64,9 @@ class Inbox:
         return ContextClosed(f"{self.name} {self.why_closed}")
 
     def put_locked(self, entry: Any) -> None:       # with lock held, not closed
+        if self._loop_is_closed is not None and self._loop_is_closed():
+            self.closed = True              # its owner closed it without telling us
+            raise self.refusal()
         self.entries.append(entry)
         if self._sleepers and not self._kicked:
             # Under the lock on purpose: outside it, the home could end and close the file
@@ -95,13 +101,17 @@ class Inbox:
 
     def end_sleep_locked(self) -> None:
         self._sleepers -= 1
-        if self._kicked:
+        if self._kicked and not self._sleepers:
+            # The last one takes the kick back: until then it ends the sleep of everybody, for each may wait for
+            # something else. (A poll by who holds the big lock sleeps beside the home.)
             self._settle()              # before the flag: a put in between still counts on our take()
             self._kicked = False
 
-    def always_kick(self) -> None:
-        """For a loop of another make, which does not say when it sleeps: the first put of a batch kicks."""
+    def serve_foreign(self, loop_is_closed: Callable[[], bool]) -> None:
+        """For a loop of another make: it does not say when it sleeps, so the first put of a batch kicks; nor
+        when it ends, so every put asks. put_locked() then raises ContextClosed."""
         self._sleepers = 1
+        self._loop_is_closed = loop_is_closed
 
     def rearm(self) -> None:                        # with lock held
         """The batch has been taken: the next put kicks again."""

@@ -42,6 +42,7 @@ class ContextThread:
         self._state = _State.NEW                            # under _lock
         self._context: AioContext | None = None             # set once, before start() returns
         self._failure: BaseException | None = None          # what start-up raised
+        self._looping = False                               # home: not yet in end_context()
         self._started = threading.Event()
         self._ended = False                                 # set by the thread, its last act but a kick
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
@@ -73,35 +74,42 @@ class ContextThread:
         Any thread that may wait for it (rule 11): the main context's home serves its loop meanwhile; from
         itself or another IOThread WouldDeadlock. Twice is fine; before start() it only refuses a start.
         """
+        here = current_context()
         if threading.current_thread() is self._thread:
             raise WouldDeadlock(f"{self.name} would wait for its own end: stop it from another thread")
+        if here is not None and not here.is_main():
+            raise WouldDeadlock(f"{here.name} would wait for the end of {self.name}: an IOThread may wait only for "
+                                f"itself; use `await to_worker(iothread.stop)`")
         with self._lock:
             state, self._state = self._state, _State.ENDED
-        if state is _State.NEW:
+        if state is _State.NEW or self._context is None:
             return
-        context = self.context
-        context.try_post(self._stop_loop)
-        here = current_context()
+        self._context.try_post(self._stop_loop)
         if here is not None:
-            (here if here.is_main() else context).wait_while(lambda: not self._ended)
+            here.wait_while(lambda: not self._ended)
         self._thread.join()
 
     def _stop_loop(self) -> None:               # home
-        self.context.loop.stop()
+        if self._looping:
+            self.context.loop.stop()
 
     def _main(self) -> None:
         try:
             context = self._make()
-            self._context = context
             context.begin_serving()
-            context.loop.call_soon(self._started.set)
         except BaseException as exc:
             self._failure = exc
             self._started.set()
             return
+        self._context = context
+        context.loop.call_soon(self._started.set)
         try:
-            context.loop.run_forever()
-            end_context(context)
+            try:
+                self._looping = True
+                context.loop.run_forever()
+            finally:                # also where a coroutine raised SystemExit: what is left is still owed its end
+                self._looping = False
+                end_context(context)
         finally:
             context.end_serving()
             self._ended = True

@@ -44,6 +44,7 @@ __all__ = [
     "HomeSelector",
     "current_task",
     "enter_task",
+    "leave_if_current",
     "leave_task",
     "register_task",
     "running_loop",
@@ -76,6 +77,13 @@ IN, OUT = getattr(select, "EPOLLIN", 1), getattr(select, "EPOLLOUT", 4)
 _base: Any = base_events
 _FAR = float("inf")
 _CALLS = "use context.post(), context.spawn() or loop.call_soon_threadsafe() from other threads"
+
+
+def leave_if_current(loop: asyncio.AbstractEventLoop, task: Any) -> None:
+    """leave_task(), if task is the current one."""
+    current: Any = current_task(loop)
+    if current is task:
+        leave_task(loop, task)
 
 
 def take_awaited(yielded: Any) -> bool | None:
@@ -254,6 +262,8 @@ class HomeLoop(asyncio.SelectorEventLoop):
     _check_running: Callable[[], None]
     _check_callback: Callable[[Any, str], None]
     _write_to_self: Callable[[], None]
+    _asyncgen_firstiter_hook: Callable[[Any], None]
+    _asyncgen_finalizer_hook: Callable[[Any], None]
 
     def __init__(self, context: AioContext) -> None:
         self.context = context
@@ -377,6 +387,10 @@ class HomeLoop(asyncio.SelectorEventLoop):
         return super()._remove_writer(fd)  # type: ignore[misc]
 
     # -- entries -------------------------------------------------------------------------------------
+
+    def asyncgen_hooks(self) -> tuple[Any, Any]:
+        """What sys.set_asyncgen_hooks() takes in a thread that runs this loop's code."""
+        return self._asyncgen_firstiter_hook, self._asyncgen_finalizer_hook
 
     def queue(self, entry: Any) -> None:            # home or big lock
         """Run entry._run() in the next iteration, after what is ready."""
@@ -504,7 +518,7 @@ class HomeLoop(asyncio.SelectorEventLoop):
                 handle._run()
                 took = self.time() - start
                 if took >= self.slow_callback_duration:
-                    what = _base._format_handle(handle)
+                    what = _base._format_handle(handle) if isinstance(handle, events.Handle) else repr(handle)
                     _base.logger.warning("Executing %s took %.3f seconds", what, took)
             finally:
                 self._current_handle = None

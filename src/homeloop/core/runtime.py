@@ -16,6 +16,7 @@ from homeloop.core import registry
 from homeloop.core.biglock import BigLock
 from homeloop.core.context import AioContext
 from homeloop.core.coroutine import Coroutine
+from homeloop.core.current import thread
 from homeloop.core.ending import end_context
 from homeloop.core.iothread import ContextThread
 from homeloop.core.loop import running_loop
@@ -80,6 +81,8 @@ class Runtime:
         return self.main.call(coro, timeout)
 
     def __enter__(self) -> Runtime:
+        with self.main.lock:
+            self.main.check_open_locked()
         self._thread = ContextThread(self.main.name, lambda: self.main)
         self._thread.start()
         return self
@@ -101,6 +104,8 @@ class Runtime:
             raise WrongState("run() inside a running event loop: await the coroutine, or use another thread")
         try:
             main = self.main
+            with main.lock:
+                main.check_open_locked()
             main.begin_serving()
         except BaseException:
             coro.close()
@@ -117,7 +122,8 @@ class Runtime:
         done = main.loop.create_future()
 
         def ended(_co: Coroutine[T]) -> None:
-            if not done.done():
+            # SystemExit and KeyboardInterrupt end the loop by themselves, on their way through it.
+            if not done.done() and not isinstance(co.outcome_error(), SystemExit | KeyboardInterrupt):
                 done.set_result(None)
 
         co.when_done(ended)
@@ -157,8 +163,8 @@ def _ctrl_c_cancels(co: Coroutine[Any]) -> Iterator[list[int]]:
 
     def on_sigint(signum: int, frame: FrameType | None) -> None:
         interrupts.append(signum)
-        if len(interrupts) > 1 or not co.context.try_post(co.cancel):
-            raise KeyboardInterrupt
+        if len(interrupts) > 1 or thread.waits or not co.context.try_post(co.cancel):
+            raise KeyboardInterrupt     # waits: a call() inside main(), which the exception cancels and ends
 
     if threading.current_thread() is not threading.main_thread() or (
         signal.getsignal(signal.SIGINT) is not signal.default_int_handler

@@ -174,6 +174,7 @@ class _Waiter:
         end = None if timeout is None else time.monotonic() + timeout
         with _waiters_lock:
             _waiters.add(self)              # before the first look: a kick after it is not missed
+        thread.waits += 1
         try:
             while True:
                 with _waiters_lock:
@@ -184,6 +185,7 @@ class _Waiter:
                     return False
                 self._wait_once(context, None if end is None else end - time.monotonic())
         finally:
+            thread.waits -= 1
             with _waiters_lock:
                 _waiters.discard(self)
 
@@ -221,6 +223,10 @@ def _nothing() -> None:
 def _check_may_wait(target: AioContext) -> AioContext | None:
     """Rule 11. Return the context that the calling thread is in."""
     here = current_context()
+    if here is not None and here.home is None:
+        make = type(here.loop).__module__
+        raise WouldDeadlock(f"{here.name} runs a {make} loop: a wait in its thread would stop it for good, for nested "
+                            f"polls need homeloop's own loop; use `await`")
     if here is None or here is target or here.is_main():
         return here
     raise WouldDeadlock(f"thread {threading.current_thread().name!r} is at home in {here.name} and would wait for "

@@ -97,15 +97,25 @@ class WorkerPool:
                 return False
             return True
 
-    def stop(self) -> None:
-        """Let the queue run empty, end the threads and wait for them. Any thread but a worker; twice is fine."""
+    async def stop(self) -> None:
+        """Let the queue run empty, end the threads and wait for them. Home thread; twice is fine.
+
+        The loop goes on meanwhile: a worker may need it, or the big lock, for its last call.
+        """
         with self._lock:
             self._stopping = True
             while self._idle:
                 self._idle.pop().release()
             threads = list(self._threads)
+        if threads:
+            ended = self.context.loop.create_future()
+            threading.Thread(target=self._join, args=(threads, ended), name=f"{self.context.name}-reaper").start()
+            await ended
+
+    def _join(self, threads: list[threading.Thread], ended: asyncio.Future[None]) -> None:
         for worker in threads:
             worker.join()
+        self.context.try_post(_settle, ended)
 
     def statistics(self) -> dict[str, int]:
         """Return counts: threads, idle ones, queued and completed calls."""
@@ -174,6 +184,11 @@ class WorkerPool:
             self._handing_over = False
         for work, result, exception in done:
             work.complete(result, exception)
+
+
+def _settle(ended: asyncio.Future[None]) -> None:
+    if not ended.done():
+        ended.set_result(None)
 
 
 async def to_worker(fn: Callable[..., T], /, *args: Any) -> T:
