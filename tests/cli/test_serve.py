@@ -109,7 +109,7 @@ def test_names(running_server: Server, name: str, path: str) -> None:
 
 
 @pytest.mark.foreign("nbdinfo", "qemu-img")
-@pytest.mark.parametrize("name", ["", "with space", "größe", "/x", "a?#%&'\"$b"])
+@pytest.mark.parametrize("name", ["", "größe", "a ?#%&'\"$b"])
 def test_names_as_others_understand_them(running_server: Server, name: str) -> None:
     """The printed command line works as it stands, in a shell, with libnbd and with QEMU."""
     server, _uri = running_server("memory:1M", "--name", name)
