@@ -55,4 +55,4 @@ __all__ = [
     "to_worker",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.1.0.dev0"
