@@ -428,6 +428,7 @@ def handler(signum, frame):
     global armed
     if armed:
         armed = False
+        handled.set()
         raise Interrupted
 
 async def nothing():
@@ -447,7 +448,9 @@ def call_until_interrupted(rt, coro):
 
 def send(after):
     asked.wait(after)
-    signal.pthread_kill(main, signal.SIGINT)
+    while not handled.is_set():         # the first ones may come before it is armed
+        signal.pthread_kill(main, signal.SIGINT)
+        handled.wait(after)
 
 def look(found):
     found.append(rt.big_lock.acquire(2))
@@ -456,9 +459,11 @@ def look(found):
 
 signal.signal(signal.SIGINT, handler)
 asked = threading.Event()           # never set: a wait of a given length
+handled = threading.Event()
 rt = homeloop.Runtime()
 rt.__enter__()
 for number in range(int(sys.argv[2])):
+    handled.clear()
     sender = threading.Thread(target=send, args=(pause.random() * 0.002,))
     sender.start()
     call_until_interrupted(rt, (nothing, yields)[number % 2])
