@@ -35,6 +35,9 @@ __all__ = ["Server", "ServerLimits", "ServerStatistics"]
 logger = logging.getLogger(__name__)
 
 _RECEIVE_BYTES: Final = 16 << 10  # of one receive during the handshake
+# Of a unix socket; TCP finds its own. The default, 208 KiB, cannot take one reply of nbdcopy's 256 KiB reads whole,
+# and we would wait for the client in the middle of each: 590 MiB/s out of a cached file, 790 with 1 MiB, 740 with 4.
+_SEND_BUFFER_BYTES: Final = 1 << 20
 _ACCEPTS_MAX: Final = 16  # in one turn of the loop
 # accept() fails with these while the machine is short of something. The listening socket stays readable: without
 # a pause the loop would spin until it gets better.
@@ -172,7 +175,9 @@ class Server:
             return
         self._accepted += 1
         sock.setblocking(False)
-        if sock.family != socket.AF_UNIX:
+        if sock.family == socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         handshake = Handshake(self._infos, limits=self._limits.handshake)
         newcomer = _Newcomer(number=number, peer=peer, sock=sock, handshake=handshake)
