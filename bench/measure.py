@@ -172,9 +172,13 @@ def noting(missing: dict[str, str], name: str) -> Iterator[None]:
 
 
 def calibrate(round_: Round, round_s: float) -> int:
-    """The count that fills `round_s`. Doubling until it is half full is the warm-up, too."""
+    """The count that fills `round_s`. Doubling until it is half full is the warm-up, too.
+
+    Of two rounds the faster counts: where threads hand each other the GIL one round of a few operations can take
+    as long as a thousand, and a count found by it would measure nothing else.
+    """
     count = 1
-    while (seconds := round_(count)) < round_s / 2 and count < CALIBRATE_COUNT_MAX:
+    while (seconds := min(round_(count), round_(count))) < round_s / 2 and count < CALIBRATE_COUNT_MAX:
         count *= 2
     return max(1, round(count * round_s / seconds))
 
