@@ -25,10 +25,11 @@ PEERS_READY := $(VENV)/.peers-ready
 
 PIP_ENV := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
 
-.PHONY: help test check lint types tidy demo bench env clean
+.PHONY: help test conformance check lint types tidy demo bench env clean
 
 help:
 	@echo 'make test    all tests                         ARGS="-k wake -x"   for pytest'
+	@echo 'make conformance  CPython'"'"'s own asyncio tests on our loop (make test runs a few of them)'
 	@echo 'make check   ruff, mypy --strict, our own rules (tests/test_tidy.py)'
 	@echo 'make demo    a disk image, served to a real client  ARGS="--help"  for the demo'
 	@echo 'make bench   side by side with its peers       ARGS="--quick"      for the benchmark'
@@ -37,6 +38,9 @@ help:
 
 test: $(READY)
 	$(BIN)/python -m pytest $(ARGS)
+
+conformance: $(READY)
+	HOMELOOP_CONFORMANCE=1 $(BIN)/python -m pytest tests/conformance $(ARGS)
 
 check: lint types tidy
 
