@@ -26,6 +26,7 @@ from homeloop.core.current import current_context, thread
 from homeloop.core.entries import Call, Calls, RunWakes, SingleCall
 from homeloop.core.inbox import Inbox
 from homeloop.core.loop import HomeLoop, current_task, enter_task, leave_task, running_loop, set_running_loop
+from homeloop.core.polling import AdaptivePolling
 from homeloop.core.statistics import ContextStatistics, Counters
 from homeloop.core.workers import WorkerPool
 from homeloop.errors import ContextClosed, NoRuntime, UsageError, WouldDeadlock, WrongState, WrongThread
@@ -81,6 +82,21 @@ class AioContext:
         self.lock = self.inbox.lock                             # a leaf; guards inbox, wakes and ends of coroutines
         forking.remember(self)
 
+    def set_polling(self, poll_max_ns: int, grow: int = 0, shrink: int = 0) -> None:
+        """Look for work up to poll_max_ns before each sleep, learning whether it pays; 0: never (rule 15).
+
+        Any thread; it holds from the next sleep on. grow: factor, 0 for 2. shrink: divisor, 0 for straight to 0.
+        UsageError for negative values, or where the loop is not homeloop's own.
+        """
+        if min(poll_max_ns, grow, shrink) < 0:
+            raise UsageError(f"poll_max_ns={poll_max_ns}, grow={grow}, shrink={shrink}: none may be negative")
+        if self.home is None:
+            if poll_max_ns:
+                make = type(self.loop).__module__
+                raise UsageError(f"{self.name} runs a {make} loop: adaptive polling needs homeloop's own")
+            return
+        self.home.set_polling(AdaptivePolling(poll_max_ns, grow, shrink) if poll_max_ns else None)
+
     # -- asking ----------------------------------------------------------------------------------------
 
     @property
@@ -108,6 +124,7 @@ class AioContext:
             calls_driven=counters.calls_driven,
             calls_handed_over=counters.calls_handed_over,
             coroutines=len(self.coroutines),
+            polling=None if self.home is None else self.home.polling_statistics(),
             workers={} if self._pool is None else self._pool.statistics(),
         )
 

@@ -16,6 +16,7 @@ from homeloop.core.coroutine import Coroutine
 from homeloop.core.current import current_context
 from homeloop.core.ending import end_context
 from homeloop.core.loop import HomeLoop
+from homeloop.core.polling import default_poll_max_ns
 from homeloop.core.registry import runtime_of_this_thread
 from homeloop.core.waiting import kick
 from homeloop.errors import UsageError, WouldDeadlock, WrongState
@@ -120,7 +121,9 @@ class IOThread:
     """A thread with a context of its own.
 
     `with` it, or start() and stop(). loop_factory: a loop of another make (uvloop.new_event_loop); polling
-    and nested polls are then not available. poll_*: adaptive polling (rule 15), in nanoseconds.
+    and nested polls are then not available. poll_max_ns: look for work that long before a sleep, in nanoseconds
+    (rule 15); None: 32768 in an interpreter without a GIL, 0 (off) in others. poll_grow, poll_shrink: see
+    AioContext.set_polling.
     worker_min, worker_max: the threads of its worker pool.
     """
 
@@ -153,7 +156,16 @@ class IOThread:
         if isinstance(loop, HomeLoop):
             return AioContext.of(loop)
         low, high = self._workers
-        return AioContext(self.name, runtime=self._runtime, loop=loop, worker_min=low, worker_max=high)
+        context = AioContext(self.name, runtime=self._runtime, loop=loop, worker_min=low, worker_max=high)
+        poll_max_ns = self.poll_max_ns
+        if poll_max_ns is None:
+            poll_max_ns = 0 if loop is not None else default_poll_max_ns()
+        try:
+            context.set_polling(poll_max_ns, self.poll_grow, self.poll_shrink)
+        except UsageError:
+            context.loop.close()
+            raise
+        return context
 
     @property
     def context(self) -> AioContext:

@@ -12,7 +12,6 @@ What is used of them, and why:
   Handle._run, _cancelled, _scheduled, _when    the same iteration, and entries that need no Handle
   BaseSelectorEventLoop._add_reader and the     ownership checks (rule 17): transports call these and not
     like, _check_callback, _check_closed        the public ones
-  selectors.EpollSelector._selector, _fd_to_key waiting without the big lock, looking with it
 """
 
 from __future__ import annotations
@@ -21,8 +20,6 @@ import asyncio
 import contextvars
 import heapq
 import os
-import select
-import selectors
 import threading
 from asyncio import base_events, events, tasks
 from collections import deque
@@ -31,6 +28,9 @@ from typing import TYPE_CHECKING, Any, TypeVarTuple
 
 from homeloop.core.current import thread
 from homeloop.core.inbox import Inbox
+from homeloop.core.polling import AdaptivePolling
+from homeloop.core.selector import IN, OUT, HomeSelector
+from homeloop.core.statistics import PollingStatistics
 from homeloop.errors import WrongThread
 
 if TYPE_CHECKING:
@@ -41,7 +41,6 @@ __all__ = [
     "DIRECT",
     "Future",
     "HomeLoop",
-    "HomeSelector",
     "current_task",
     "enter_task",
     "leave_if_current",
@@ -72,8 +71,6 @@ _set_result = asyncio.Future.set_result
 _set_exception = asyncio.Future.set_exception
 _cancel = asyncio.Future.cancel
 
-EVENT_READ, EVENT_WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-IN, OUT = getattr(select, "EPOLLIN", 1), getattr(select, "EPOLLOUT", 4)
 _base: Any = base_events
 _FAR = float("inf")
 _CALLS = "use context.post(), context.spawn() or loop.call_soon_threadsafe() from other threads"
@@ -124,117 +121,6 @@ class Future(asyncio.Future[Any]):
         if get_ident() != loop.home_ident:
             loop.check_home("Future.cancel")
         return _cancel(self, msg)
-
-
-class HomeSelector(selectors.DefaultSelector):
-    """A selector that sleeps without the big lock, and looks at what it found with it.
-
-    While the lock was away another thread may have closed a file descriptor, given its number to a new
-    one, or served what became ready. What was seen in the sleep is therefore only a hint: if anything
-    changed meanwhile (`_epoch`), it is thrown away and asked for again, with the lock.
-    """
-
-    loop: HomeLoop
-    _fd_to_key: dict[int, selectors.SelectorKey]
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._epoch = 0                                         # home or big lock: changes of the set, selects
-        raw = getattr(self, "_selector", None)
-        self._epoll = raw if hasattr(select, "epoll") and isinstance(raw, select.epoll) else None
-
-    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        self._epoch += 1
-        return super().register(fileobj, events, data)
-
-    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
-        self._epoch += 1
-        return super().unregister(fileobj)
-
-    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
-        self._epoch += 1
-        return super().modify(fileobj, events, data)
-
-    def watch_kick(self, fd: int) -> None:
-        """Let fd end a sleep; it is nobody's reader and is never reported."""
-        if self._epoll is not None:
-            self._epoll.register(fd, IN)
-        else:
-            super().register(fd, EVENT_READ, None)
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """As selectors has it. The loop itself uses glance() and sleep(), which leave out the list."""
-        found = self.glance() if timeout is not None and timeout <= 0 else self.sleep(timeout)
-        ready = []
-        for fd, event in found:
-            key = self._fd_to_key.get(fd)
-            if key is not None:
-                mask = (EVENT_READ if event & ~OUT else 0) | (EVENT_WRITE if event & ~IN else 0)
-                ready.append((key, mask & key.events))
-        return ready
-
-    def glance(self) -> Any:
-        """Return (fd, event) pairs of what is ready now.
-
-        A sleep of 0 gives the big lock up too. Where nobody waits for it nobody could tell, so it is left out.
-        """
-        gate = self.loop.gate
-        if gate is not None and gate._waiters:      # one that arrives just behind the look is seen by the next
-            gate.hand_over()
-            gate.take_back(get_ident())
-        self._epoch += 1
-        return self._wait(0)
-
-    def sleep(self, timeout: float | None) -> Any:
-        """Sleep at most `timeout` seconds without the big lock; return (fd, event) pairs, or nothing."""
-        loop = self.loop
-        inbox = loop.inbox
-        gate = loop.gate
-        if gate is None:
-            if not inbox.begin_sleep():
-                return self.glance()
-            try:
-                return self._wait(timeout)
-            finally:
-                inbox.end_sleep()
-        epoch = self._epoch
-        # Not now + timeout: that is a little later than the timer that the sleep is for.
-        loop.sleeps_until = loop._scheduled[0]._when if loop._scheduled else _FAR
-        # Every event costs one such sleep: the inbox and the big lock share their mutex, so that one
-        # step announces the sleep and lets go, and one takes back (0.6 us an event less than four).
-        with inbox.lock:
-            asleep = inbox.begin_sleep_locked()
-            if asleep:
-                if gate._waiters:
-                    gate.hand_over()
-                else:
-                    gate._holder = 0
-        if not asleep:
-            return self.glance()
-        found: Any = None
-        try:
-            found = self._wait(timeout)
-        finally:
-            me = get_ident()
-            with inbox.lock:
-                inbox.end_sleep_locked()
-                free = not gate._holder
-                if free:
-                    gate._holder = me
-            if not free:
-                gate.take_back(me)
-        if epoch != self._epoch:
-            found = self._wait(0)
-        self._epoch += 1
-        return found
-
-    def _wait(self, timeout: float | None) -> Any:
-        # Touches nothing that needs a lock. epoll_wait() has a resolution of 1 ms; poll() rounds up, so
-        # that it never busy-loops before a timer.
-        if self._epoll is not None:
-            return self._epoll.poll(timeout, len(self._fd_to_key) + 1)
-        flags = {EVENT_READ: IN, EVENT_WRITE: OUT, EVENT_READ | EVENT_WRITE: IN | OUT}
-        return [(key.fd, flags[mask]) for key, mask in super().select(timeout) if key.data is not None]
 
 
 class HomeLoop(asyncio.SelectorEventLoop):
@@ -386,6 +272,17 @@ class HomeLoop(asyncio.SelectorEventLoop):
             self.check_home("loop.remove_writer")
         return super()._remove_writer(fd)  # type: ignore[misc]
 
+    def set_polling(self, polling: AdaptivePolling | None) -> None:
+        """Look for work before each sleep, or do not. Any thread."""
+        self._selector.polling = polling
+
+    def polling_statistics(self) -> PollingStatistics | None:
+        """Does it pay? Any thread."""
+        polling = self._selector.polling
+        if polling is None:
+            return None
+        return PollingStatistics(polling.maximum, polling.duration, polling.hits, polling.misses)
+
     # -- entries -------------------------------------------------------------------------------------
 
     def asyncgen_hooks(self) -> tuple[Any, Any]:
@@ -399,6 +296,11 @@ class HomeLoop(asyncio.SelectorEventLoop):
     def queue_first(self, entry: Any) -> None:      # home or big lock
         """Run entry._run() before anything else that is ready."""
         self._ready.appendleft(entry)
+
+    def note_next_timer(self) -> None:              # big lock
+        """For has_work(): till when the sleep that begins now lasts by itself. Not now + timeout: that is a little
+        later than the timer that the sleep is for."""
+        self.sleeps_until = self._scheduled[0]._when if self._scheduled else _FAR
 
     def has_work(self) -> bool:                     # big lock
         """Would the loop, were it not asleep, do something now, or before it wakes by itself?"""
@@ -527,7 +429,7 @@ class HomeLoop(asyncio.SelectorEventLoop):
 
     def _queue_found(self, found: Any) -> None:
         """Queue the handles of what is ready; asyncio's _process_events without its list."""
-        keys = self._selector._fd_to_key
+        keys = self._selector.keys
         ready = self._ready
         for fd, event in found:
             key = keys.get(fd)

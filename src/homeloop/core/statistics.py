@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
-__all__ = ["ContextStatistics", "Counters"]
+__all__ = ["ContextStatistics", "Counters", "PollingStatistics"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PollingStatistics:
+    """Whether looking for work before a sleep pays."""
+
+    maximum_ns: int         # of a look
+    duration_ns: int        # of the next look
+    hits: int               # looks that found work
+    misses: int             # looks that a sleep followed
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -19,6 +29,7 @@ class ContextStatistics:
     calls_driven: int       # call(): ran to the end in the calling thread, no thread switch
     calls_handed_over: int  # call(): begun in the calling thread, ended at home
     coroutines: int         # suspended now
+    polling: PollingStatistics | None       # None: adaptive polling is off
     workers: dict[str, int]
 
 
