@@ -37,6 +37,7 @@ PURE = {
     "homeloop.nbd.client_handshake",
     "homeloop.nbd.protocol",
     "homeloop.nbd.handshake",
+    "homeloop.nbd.replies",
     "homeloop.nbd.transmission",
     "homeloop.nbd.uri",
 }

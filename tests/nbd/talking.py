@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from homeloop.block.device import Device
 from homeloop.block.memory import Memory
 from homeloop.nbd.connection import Connection, ConnectionLimits
+from homeloop.nbd.handshake import Agreed
 
 T = TypeVar("T")
 LIMIT_S = 10.0
@@ -45,6 +46,25 @@ class Reply:
     data: bytes = b""
 
 
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A chunk of a structured reply."""
+
+    cookie: int
+    kind: int
+    payload: bytes = b""
+    flags: int = 1
+
+
+def error_chunk(cookie: int, error: int, text: str) -> Chunk:
+    raw = text.encode()
+    return Chunk(cookie, 32769, struct.pack(">IH", error, len(raw)) + raw)
+
+
+def data_chunk(cookie: int, offset: int, data: bytes) -> Chunk:
+    return Chunk(cookie, 1, struct.pack(">Q", offset) + data)
+
+
 class RawClient:
     """Says exactly what the test says, and reads exactly what it asks for."""
 
@@ -70,6 +90,15 @@ class RawClient:
         magic, error, cookie = struct.unpack(">IIQ", await self.receive(16))
         assert magic == 0x67446698, hex(magic)
         return Reply(cookie, error, b"" if error else await self.receive(data_bytes))
+
+    async def chunk(self) -> Chunk:
+        """Return the next reply, which is a chunk."""
+        magic, flags, kind, cookie, length = struct.unpack(">IHHQI", await self.receive(20))
+        assert magic == 0x668E33EF, hex(magic)
+        return Chunk(cookie, kind, await self.receive(length), flags)
+
+    async def chunks(self, count: int) -> list[Chunk]:
+        return [await self.chunk() for _ in range(count)]
 
     async def replies(self, count: int, data_bytes: int = 0) -> list[Reply]:
         return [await self.reply(data_bytes) for _ in range(count)]
@@ -165,6 +194,7 @@ async def talk(
     leftover: bytes = b"",
     start: bool = True,
     device: Any = None,
+    agreed: Agreed | None = None,
     **limits: Any,
 ) -> AsyncIterator[Talk]:
     """A connection on one end of a socket pair, a raw client on the other."""
@@ -186,6 +216,7 @@ async def talk(
         spawn=spawn,
         on_closed=lambda _, error: closed.set_result(error),
         read_only=read_only,
+        agreed=agreed,
         limits=ConnectionLimits(**limits),
     )
     if start:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homeloop.errors import PeerError
-from homeloop.nbd.handshake import Ended, ExportInfo, Handshake, HandshakeLimits, Negotiated
+from homeloop.nbd.handshake import Agreed, Ended, ExportInfo, Handshake, HandshakeLimits, Negotiated
 from homeloop.nbd.protocol import TransmissionFlag
 from tests.nbd import wire
 from tests.nbd.wire import OptionAnswer
@@ -108,8 +108,34 @@ def test_b3_unknown_option_is_skipped(number: int) -> None:
     ]
 
 
-def test_b3_structured_replies_are_not_in_this_slice() -> None:
-    assert Talk().say_kinds(wire.option(wire.STRUCTURED)) == [wire.UNSUP]
+def flags_told(answers: list[OptionAnswer]) -> list[int]:
+    """The transmission flags in every INFO_EXPORT."""
+    infos = [struct.unpack(">HQH", a.data) for a in answers if a.kind == wire.INFO_REPLY and len(a.data) == 12]
+    return [flags for kind, _, flags in infos if kind == 0]
+
+
+@pytest.mark.parametrize("number", [wire.INFO, wire.GO])
+def test_sr2_sr4_x6_df_is_offered_once_structured_replies_are_agreed(number: int) -> None:
+    talk = Talk()
+    assert flags_told(talk.say(wire.info(wire.INFO, "disk"))) == [0x45]
+    assert talk.say_kinds(wire.option(wire.STRUCTURED)) == [wire.ACK]
+    assert flags_told(talk.say(wire.info(number, "disk"))) == [0x45 | 0x80]
+
+
+def test_sr1_structured_reply_has_no_data() -> None:
+    talk = Talk()
+    assert talk.say_kinds(wire.option(wire.STRUCTURED, b"x")) == [wire.INVALID]
+    assert flags_told(talk.say(wire.info(wire.GO, "disk"))) == [0x45]
+    assert isinstance(talk.end, Negotiated)
+    assert talk.end.agreed == Agreed()
+
+
+def test_sr2_agreed_holds_for_export_name_too() -> None:
+    talk = Talk()
+    talk.say(wire.option(wire.STRUCTURED))
+    talk.feed([wire.option(wire.EXPORT_NAME, b"other")])
+    assert talk.sent.endswith(struct.pack(">QH", 7, 3 | 0x80))
+    assert talk.end == Negotiated(export=OTHER, leftover=b"", agreed=Agreed(structured=True))
 
 
 def test_t2_starttls_without_tls() -> None:

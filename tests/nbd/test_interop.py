@@ -21,6 +21,7 @@ import pytest
 from homeloop.block.memory import Memory
 from homeloop.core.runtime import run
 from homeloop.core.workers import to_worker
+from homeloop.nbd.client import connect
 from homeloop.nbd.serving import serve
 
 SIZE = 16 << 20
@@ -179,7 +180,8 @@ def refused(request, *args):
     return None
 
 assert refused(h.cache, 512, 0) == "EINVAL"
-assert refused(h.pread, 512, 0, nbd.CMD_FLAG_DF) == "EINVAL"
+assert h.get_structured_replies_negotiated() and h.can_df()
+assert h.pread(70000, 0, nbd.CMD_FLAG_DF) == bytes(70000)
 assert refused(h.zero, 512, 0, nbd.CMD_FLAG_FAST_ZERO) == "EINVAL"
 assert refused(h.pread, 512, h.get_size()) == "EINVAL"
 assert refused(h.pwrite, b"x", h.get_size()) == "ENOSPC"
@@ -204,6 +206,57 @@ def test_nbdsh(make: Callable[[int], Memory]) -> None:
             assert "all is well" in await tell("nbdsh", "-c", f"uri = {uri!r}", "-c", NBDSH)
 
     run(main())
+
+
+@pytest.mark.foreign("nbdsh")
+@both
+def test_nbdsh_sees_chunks(make: Callable[[int], Memory]) -> None:
+    """A hole is told as one, unless the client forbids it; nothing is without structured replies."""
+    script = """
+def kinds(flags=0):
+    seen = []
+    def chunk(data, offset, status, error):
+        seen.append((len(data), offset, status))
+        return 0
+    h.pread_structured(1 << 20, 1 << 20, chunk, flags)
+    return seen
+
+h.set_request_structured_replies(structured)
+h.connect_uri(uri)
+assert kinds() == [(1 << 20, 1 << 20, nbd.READ_HOLE if structured else nbd.READ_DATA)]
+if structured:
+    assert kinds(nbd.CMD_FLAG_DF) == [(1 << 20, 1 << 20, nbd.READ_DATA)]
+h.pwrite(b"x", (2 << 20) - 1)
+assert kinds() == [(1 << 20, 1 << 20, nbd.READ_DATA)]
+assert h.can_df() == structured
+"""
+
+    async def main() -> None:
+        async with serve(make(SIZE)) as uri:
+            for structured in (True, False):
+                await tell("nbdsh", "-c", f"uri = {uri!r}; structured = {structured}", "-c", script)
+                async with connect(uri) as client:
+                    await client.trim(0, SIZE)
+
+    run(main())
+
+
+@pytest.mark.foreign("qemu-img")
+@pytest.mark.parametrize("size", [512 * 100 + 1, (1 << 20) - 1, 4097])
+def test_qemu_img_and_a_size_that_is_no_multiple_of_512(size: int, tmp_path: Path, seed: int) -> None:
+    """With simple replies it waits for the rest of the last sector, for ever."""
+    data = random.Random(seed).randbytes(size)
+
+    async def main() -> None:
+        device = Memory(size)
+        device.write(0, data)
+        async with serve(device) as uri:
+            await tell("qemu-img", "convert", "-f", "raw", "-O", "raw", uri, tmp_path / "target")
+
+    run(main())
+    found = (tmp_path / "target").read_bytes()
+    assert found[:size] == data
+    assert not any(found[size:])
 
 
 @pytest.mark.foreign("nbdsh")

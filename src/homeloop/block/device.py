@@ -35,7 +35,7 @@ from homeloop.block.calling import (
     reject_awaitable,
 )
 from homeloop.block.driver import BlockSize, BytesLike, Driver, traits_of
-from homeloop.block.zeroes import ZEROES
+from homeloop.block.zeroes import ZEROES, are_zeroes
 from homeloop.errors import BlockError, UsageError
 
 __all__ = ["Answer", "Device", "DeviceStatistics"]
@@ -493,6 +493,8 @@ async def _failure_of(method: Method | None) -> BlockError | None:
 
 def _plain_bytes(data: object, label: str, offset: int, length: int) -> BytesLike:
     """Return a driver's answer to a read as bytes, bytearray or a memoryview of bytes; EIO if it is wrong."""
+    if are_zeroes(data) and len(data) == length:        # type: ignore[arg-type]
+        return data                     # type: ignore[return-value]
     reject_awaitable(data, label)
     try:
         view = memoryview(data)         # type: ignore[arg-type]

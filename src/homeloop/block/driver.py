@@ -14,7 +14,8 @@ The contract
 ------------
 
 Required: `size` (bytes; read once, when the Device is made) and `read(offset, length)`, which returns exactly
-`length` bytes (bytes, bytearray, or anything with a buffer) that the driver does not change afterwards.
+`length` bytes (bytes, bytearray, or anything with a buffer) that the driver does not change afterwards. A read
+that finds nothing but a hole may return homeloop.block.zeroes.zeroes(length): clients are then told of the hole.
 
 Optional methods; what is missing is not offered, or emulated where the bracket says so:
 

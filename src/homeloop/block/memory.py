@@ -49,7 +49,7 @@ class Memory:
         if end <= PAGE:
             page = self._pages.get(offset >> PAGE_SHIFT)
             # A slice of a bytearray is a copy: the answer must not change with later writes.
-            return bytes(length) if page is None else page[start:end]
+            return ZEROES[:length] if page is None else page[start:end]
         return self._read_pages(offset, length)
 
     def write(self, offset: int, data: BytesLike) -> None:

@@ -7,13 +7,19 @@ from typing import Final
 
 from homeloop.block.driver import BytesLike
 
-__all__ = ["ZEROES", "zeroes"]
+__all__ = ["ZEROES", "are_zeroes", "zeroes"]
 
 # Read-only and never touched: the system backs it with its zero page. 2 MiB: the largest read of common
 # clients.
-ZEROES: Final = memoryview(bytes(1 << 21))
+_MEMORY: Final = bytes(1 << 21)
+ZEROES: Final = memoryview(_MEMORY)
 
 
 def zeroes(length: int) -> BytesLike:
     """Return `length` zero bytes, up to 2 MiB without making them."""
     return ZEROES[:length] if length <= len(ZEROES) else bytes(length)
+
+
+def are_zeroes(data: object) -> bool:
+    """Return True for what zeroes() or a slice of ZEROES gave; no look at the bytes. False says nothing."""
+    return type(data) is memoryview and data.obj is _MEMORY

@@ -18,7 +18,6 @@ A request that has begun is always run to its end; when nobody is there to take 
 from __future__ import annotations
 
 import asyncio
-import errno
 import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -27,34 +26,38 @@ from types import CoroutineType
 from typing import Any, Final, TypeAlias
 
 from homeloop.block.device import Device
+from homeloop.block.zeroes import are_zeroes
 from homeloop.errors import BlockError, ContextClosed, PeerError
+from homeloop.nbd.commands import Commands
+from homeloop.nbd.handshake import Agreed
 from homeloop.nbd.protocol import (
+    CHUNK_DONE,
+    DATA_CHUNK,
     PAYLOAD_BYTES_DEFAULT_MAX,
     SIMPLE_REPLY,
     SIMPLE_REPLY_MAGIC,
+    STRUCTURED_REPLY_MAGIC,
+    ChunkType,
     Command,
     CommandFlag,
     wire_errno,
 )
-from homeloop.nbd.sending import BytesLike, SendQueue
+from homeloop.nbd.replies import pack_data_header, pack_error, pack_hole, pack_none, pack_simple_reply
+from homeloop.nbd.sending import SendQueue
 from homeloop.nbd.transmission import Request, RequestReader
 
 __all__ = ["Connection", "ConnectionLimits", "ConnectionStatistics", "Spawn"]
 
 Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], object]
+# command, command flags, cookie, offset, length: a request as its reply needs it
+_Asked: TypeAlias = tuple[int, int, int, int, int]
 
 _READ: Final = Command.READ.value
-_WRITE: Final = Command.WRITE.value
 _DISC: Final = Command.DISC.value
-_FLUSH: Final = Command.FLUSH.value
-_TRIM: Final = Command.TRIM.value
-_WRITE_ZEROES: Final = Command.WRITE_ZEROES.value
-_CHANGES: Final = frozenset({_WRITE, _TRIM, _WRITE_ZEROES})
-_WITH_PAYLOAD: Final = frozenset({_READ, _WRITE})
-_FUA: Final = CommandFlag.FUA.value
-_NO_HOLE: Final = CommandFlag.NO_HOLE.value
-_REPLY_BYTES: Final = SIMPLE_REPLY.size
-_pack: Final = SIMPLE_REPLY.pack
+_DF: Final = CommandFlag.DF.value
+_DATA: Final = ChunkType.OFFSET_DATA.value
+_pack_simple: Final = SIMPLE_REPLY.pack
+_pack_data: Final = DATA_CHUNK.pack
 # Gathered replies go out at the latest when they are this many bytes; limits are looked at as often. The client
 # works on the first replies while we make the next: with 256 KiB, 64 reads of 4 KiB in flight are served at 90,000
 # a second, with 64 KiB at 154,000, with 16 KiB at 76,000 (fio on a unix socket, two cores).
@@ -125,6 +128,7 @@ class Connection:
         spawn: Spawn,
         on_closed: Callable[[Connection, BaseException | None], None],
         read_only: bool = False,
+        agreed: Agreed | None = None,
         limits: ConnectionLimits | None = None,
     ) -> None:
         self.peer = peer
@@ -133,9 +137,12 @@ class Connection:
         self._spawn = spawn
         self._on_closed = on_closed
         self._limits = limits if limits is not None else ConnectionLimits()
-        self._read_only = read_only or device.read_only
         self._payload_bytes_max = min(device.block_size.maximum, self._limits.payload_bytes_max)
-        self._flags_allowed = _flags_allowed(device)
+        agreed = agreed if agreed is not None else Agreed()
+        self._structured = agreed.structured
+        self._commands = Commands(
+            device, agreed, read_only=read_only, payload_bytes_max=self._payload_bytes_max
+        )
 
         # Home thread only, all of them.
         self._loop: asyncio.AbstractEventLoop | None = None  # from start() on
@@ -310,7 +317,7 @@ class Connection:
         batch, index = self._batch, self._batch_next
         begin = index
         out, append, read = self._out, self._out.pieces.append, self._device.read
-        payload_bytes_max = self._payload_bytes_max
+        payload_bytes_max, structured = self._payload_bytes_max, self._structured
         turn_bytes = size = 0
         while index < len(batch):
             command, flags, cookie, offset, length, payload = batch[index]
@@ -319,18 +326,23 @@ class Connection:
                 try:
                     answer = read(offset, length)
                 except BlockError as error:
-                    self._errors += 1
-                    append(_pack(SIMPLE_REPLY_MAGIC, wire_errno(error.errno), cookie))
-                    size += _REPLY_BYTES
+                    self._refuse((_READ, 0, cookie, offset, length), error)
                     continue
-                if type(answer) is not CoroutineType:
-                    append(_pack(SIMPLE_REPLY_MAGIC, 0, cookie))
+                kind = type(answer)
+                if kind is CoroutineType:
+                    self._start(answer, (_READ, 0, cookie, offset, length), length)
+                elif structured and (kind is memoryview or not length):
+                    self._answer((_READ, 0, cookie, offset, length), answer)  # a hole, maybe
+                else:
+                    if structured:  # as pack_data_header() and pack_simple_reply() do, less 0.1 us for the call
+                        head = _pack_data(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, _DATA, cookie, length + 8, offset)
+                    else:
+                        head = _pack_simple(SIMPLE_REPLY_MAGIC, 0, cookie)
+                    append(head)
                     append(answer)  # type: ignore[arg-type]
-                    size += _REPLY_BYTES + length
+                    size += len(head) + length
                     if size < _FLUSH_BYTES:
                         continue
-                else:
-                    self._start(answer, _READ, cookie, length)
                 out.unsent_bytes += size
                 turn_bytes += size
                 size = 0
@@ -354,45 +366,49 @@ class Connection:
         if command == _DISC:
             self._stop_requests()  # F2: nothing follows it
             return
+        asked = command, flags, cookie, offset, length
+        data = payload
+        if payload is not None and self._writes_wait and self._reader.owns(payload):
+            data = memoryview(bytes(payload))
         try:
-            answer = self._ask(command, flags, offset, length, payload)
+            answer = self._commands.ask(command, flags, offset, length, data)
         except BlockError as error:
-            self._errors += 1
-            self._out.append(_pack(SIMPLE_REPLY_MAGIC, wire_errno(error.errno), cookie))
+            self._refuse(asked, error)
             return
         waits = type(answer) is CoroutineType
         if payload is not None:
             self._settle_payload(payload, waits)
         if waits:
-            self._start(answer, command, cookie, length if payload is not None or command == _READ else 0)
-            return
-        self._out.append(_pack(SIMPLE_REPLY_MAGIC, 0, cookie))
-        if command == _READ:
-            self._out.append(answer)
+            self._start(answer, asked, length if payload is not None or command == _READ else 0)
+        else:
+            self._answer(asked, answer)
 
-    def _ask(self, command: int, flags: int, offset: int, length: int, payload: memoryview | None) -> Any:
-        """Hand one request to the device: its answer or a coroutine object; BlockError if it is refused."""
-        if self._read_only and command in _CHANGES:
-            raise BlockError(errno.EPERM, "the export is read-only")
-        allowed = self._flags_allowed.get(command)
-        if allowed is None or flags & ~allowed:
-            raise BlockError(errno.EINVAL, f"command {command} with flags {flags:#x} is not offered")
-        device, fua = self._device, bool(flags & _FUA)
-        if command in _WITH_PAYLOAD:
-            if length > self._payload_bytes_max:
-                raise BlockError(errno.EINVAL, f"{length} bytes, the limit is {self._payload_bytes_max}")
-            if command == _READ:
-                return device.read(offset, length)
-            assert payload is not None, "a WRITE without payload"
-            if self._writes_wait and self._reader.owns(payload):
-                payload = memoryview(bytes(payload))
-            return device.write(offset, payload, fua=fua)
-        if command == _FLUSH:
-            return device.flush()
-        if command == _TRIM:
-            return device.trim(offset, length, fua=fua)
-        assert command == _WRITE_ZEROES, command
-        return device.write_zeroes(offset, length, fua=fua, may_trim=not flags & _NO_HOLE)
+    def _answer(self, asked: _Asked, result: Any) -> None:
+        """Queue the reply to a request that succeeded. The hot path of READ has its own."""
+        command, flags, cookie, offset, length = asked
+        append = self._out.append
+        if command != _READ:
+            append(pack_simple_reply(0, cookie))  # R3: also where structured ones are agreed; the shorter one
+        elif not self._structured:
+            append(pack_simple_reply(0, cookie))
+            append(result)
+        elif not length:
+            append(pack_none(cookie))
+        elif are_zeroes(result) and not flags & _DF:
+            append(pack_hole(cookie, offset, length))
+        else:
+            append(pack_data_header(cookie, offset, length))
+            append(result)
+
+    def _refuse(self, asked: _Asked, error: BlockError) -> None:
+        """Queue the reply to a request that failed."""
+        _command, _flags, cookie, _offset, _length = asked
+        self._errors += 1
+        number = wire_errno(error.errno)
+        if self._structured:
+            self._out.append(pack_error(cookie, number, error.text))
+        else:
+            self._out.append(pack_simple_reply(number, cookie))
 
     def _settle_payload(self, payload: memoryview, waits: bool) -> None:
         """After a WRITE was handed to the device: whose is the memory of its payload now?"""
@@ -404,14 +420,14 @@ class Connection:
             self._reader.retire()
         self._writes_wait = waits
 
-    def _start(self, answer: Any, command: int, cookie: int, payload_bytes: int) -> None:
+    def _start(self, answer: Any, asked: _Asked, payload_bytes: int) -> None:
         """Run a request that waits for something; its reply goes out when it is done."""
         self._started += 1
         number = self._started
         self._running[number] = None  # counted before spawn(), which may run the first step
         self._in_flight_bytes += payload_bytes
         try:
-            task = self._spawn(self._finish(number, answer, command, cookie, payload_bytes))
+            task = self._spawn(self._finish(number, answer, asked, payload_bytes))
         except BaseException:
             answer.close()
             self._one_less(number, payload_bytes)
@@ -419,17 +435,14 @@ class Connection:
         if number in self._running:
             self._running[number] = task
 
-    async def _finish(self, number: int, answer: Any, command: int, cookie: int, payload_bytes: int) -> None:
-        reply_error = 0
-        data: BytesLike = b""
+    async def _finish(self, number: int, answer: Any, asked: _Asked, payload_bytes: int) -> None:
+        result: Any = None
+        refusal: BlockError | None = None
         failure: BaseException | None = None
         try:
             result = await answer
-            if command == _READ:
-                data = result
         except BlockError as error:
-            reply_error = wire_errno(error.errno)
-            self._errors += 1
+            refusal = error
         except Exception as error:
             failure = error
         except asyncio.CancelledError:
@@ -440,10 +453,12 @@ class Connection:
         self._one_less(number, payload_bytes)
         if failure is not None:
             self._close_socket(failure)
-        elif self._state is _State.OPEN or self._state is _State.DRAINING:
-            self._out.append(_pack(SIMPLE_REPLY_MAGIC, reply_error, cookie))
-            if data:
-                self._out.append(data)
+        elif self._state is not _State.OPEN and self._state is not _State.DRAINING:
+            self._errors += refusal is not None
+        elif refusal is not None:
+            self._refuse(asked, refusal)
+        else:
+            self._answer(asked, result)
 
     def _one_less(self, number: int, payload_bytes: int) -> None:
         del self._running[number]
@@ -551,17 +566,3 @@ class Connection:
         self._batch_next = 0
         self._maybe_end()
 
-
-def _flags_allowed(device: Device) -> dict[int, int]:
-    """The commands that a device serves, each with the flags that it may carry (X9, X10)."""
-    fua = _FUA if device.can_fua else 0
-    allowed = {_READ: fua}
-    if device.can_write:
-        allowed[_WRITE] = fua
-    if device.can_flush:
-        allowed[_FLUSH] = fua
-    if device.can_trim:
-        allowed[_TRIM] = fua
-    if device.can_write_zeroes:
-        allowed[_WRITE_ZEROES] = fua | _NO_HOLE
-    return allowed

@@ -9,9 +9,8 @@
 
 One option is one turn, so that who drives this can send (and wait for a slow client) between two of them: a
 16-byte LIST may have an answer of a hundred kilobytes. Held at any time: what the caller fed and did not yet
-drain by next_turn(), and at most one option's data. No sockets, clock or asyncio here. NOTLS mode, simple
-replies only: what is not served (STARTTLS, structured replies, contexts, extended headers) is answered
-ERR_UNSUP, as any unknown option is.
+drain by next_turn(), and at most one option's data. No sockets, clock or asyncio here. NOTLS mode: what is not
+served (STARTTLS, contexts, extended headers) is answered ERR_UNSUP, as any unknown option is.
 
 Source: doc/proto.md, "Handshake phase"; the ids (H4, EN1...) are those of the test names.
 """
@@ -46,7 +45,7 @@ from homeloop.nbd.protocol import (
     unpack_string,
 )
 
-__all__ = ["Ended", "ExportInfo", "Handshake", "HandshakeLimits", "Negotiated", "Turn", "find_export"]
+__all__ = ["Agreed", "Ended", "ExportInfo", "Handshake", "HandshakeLimits", "Negotiated", "Turn", "find_export"]
 
 _U32: Final = struct.Struct(">I")
 _U16: Final = struct.Struct(">H")
@@ -78,11 +77,19 @@ class HandshakeLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Agreed:
+    """What a client has asked for, and was given, beyond the baseline."""
+
+    structured: bool = False  # structured replies
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Negotiated:
     """The client has chosen; what it sent behind its last option is `leftover`: transmission begins there."""
 
     export: ExportInfo
     leftover: bytes
+    agreed: Agreed = Agreed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +135,7 @@ class Handshake:
         self._option: tuple[int, int] | None = None  # number and length of the option whose data is coming
         self._skip_bytes = 0  # of that option's data, still to be thrown away
         self._options_seen = 0
+        self._structured = False  # structured replies are agreed
         self._ended = False
         self.shutting_down = False  # set by the owner at any time: from then on ERR_SHUTDOWN (O6)
 
@@ -232,6 +240,12 @@ class Handshake:
                 raise _Refused(OptionReply.ERR_SHUTDOWN, "this server is shutting down")
             if number == Option.LIST:
                 return Turn(self._list(length))
+            if number == Option.STRUCTURED_REPLY:
+                if length:
+                    text = f"STRUCTURED_REPLY carries {length} bytes of data, it has none"
+                    raise _Refused(OptionReply.ERR_INVALID, text)
+                self._structured = True
+                return Turn(_reply(number, OptionReply.ACK))
             if number in (Option.INFO, Option.GO):
                 if length > self._limits.option_bytes_max:
                     text = f"{length} bytes of option data, the limit is {self._limits.option_bytes_max}"
@@ -248,7 +262,7 @@ class Handshake:
         export = find_export(self._exports, name)
         if export is None:  # EN1: there is no reply that would say so
             return Turn(b"", Ended(f"EXPORT_NAME asks for export {name!r}, which does not exist"))
-        answer = EXPORT_NAME_REPLY.pack(export.size, export.flags)
+        answer = EXPORT_NAME_REPLY.pack(export.size, self._flags(export))
         assert self._client_flags is not None
         if ClientFlag.NO_ZEROES not in self._client_flags:
             answer += EXPORT_NAME_ZEROES
@@ -270,7 +284,7 @@ class Handshake:
         export = find_export(self._exports, name)
         if export is None:
             raise _Refused(OptionReply.ERR_UNKNOWN, f"there is no export named {name[:256]!r}")
-        replies = [INFO_EXPORT.pack(Info.EXPORT, export.size, export.flags)]
+        replies = [INFO_EXPORT.pack(Info.EXPORT, export.size, self._flags(export))]
         if Info.NAME in wanted:
             replies.append(_U16.pack(Info.NAME) + export.name.encode())
         if Info.DESCRIPTION in wanted and export.description:
@@ -288,10 +302,14 @@ class Handshake:
         answer += _reply(number, OptionReply.ACK)
         return Turn(answer, self._negotiated(export) if number == Option.GO else None)
 
+    def _flags(self, export: ExportInfo) -> TransmissionFlag:
+        """X6, SR4: DF is there if and only if structured replies are."""
+        return export.flags | (TransmissionFlag.SEND_DF if self._structured else 0)
+
     def _negotiated(self, export: ExportInfo) -> Negotiated:
         leftover = bytes(self._buffer)
         self._buffer.clear()
-        return Negotiated(export=export, leftover=leftover)
+        return Negotiated(export=export, leftover=leftover, agreed=Agreed(structured=self._structured))
 
 
 def _reply(number: int, reply: OptionReply, data: bytes = b"") -> bytes:

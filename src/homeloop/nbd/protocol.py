@@ -14,11 +14,19 @@ from typing import Final
 from homeloop.errors import PeerError
 
 __all__ = [
+    "BLOCK_STATUS_EXTENT",
+    "BLOCK_STATUS_HEADER",
+    "CHUNK",
+    "CHUNK_DONE",
+    "CHUNK_ERROR",
     "CLIENT_FLAGS",
+    "DATA_CHUNK",
+    "ERROR_HEADER",
     "EXPORT_NAME_REPLY",
     "EXPORT_NAME_ZEROES",
     "GREETING",
     "GREETING_MAGIC",
+    "HOLE_CHUNK",
     "INFO_BLOCK_SIZE",
     "INFO_EXPORT",
     "OLDSTYLE_MAGIC",
@@ -35,6 +43,8 @@ __all__ = [
     "SIMPLE_REPLY_MAGIC",
     "STRING_BYTES_MAX",
     "STRUCTURED_REPLY_MAGIC",
+    "AllocationFlag",
+    "ChunkType",
     "ClientFlag",
     "Command",
     "CommandFlag",
@@ -72,8 +82,16 @@ INFO_EXPORT: Final = struct.Struct(">HQH")  # information type, size, transmissi
 INFO_BLOCK_SIZE: Final = struct.Struct(">HIII")  # information type, minimum, preferred, maximum
 REQUEST: Final = struct.Struct(">IHHQQI")  # magic, command flags, command, cookie, offset, length
 SIMPLE_REPLY: Final = struct.Struct(">IIQ")  # magic, error, cookie
+CHUNK: Final = struct.Struct(">IHHQI")  # magic, chunk flags, chunk type, cookie, length of the payload
+DATA_CHUNK: Final = struct.Struct(">IHHQIQ")  # ... and of OFFSET_DATA the offset; data follow
+HOLE_CHUNK: Final = struct.Struct(">IHHQIQI")  # ... and of OFFSET_HOLE the offset and the size: that is all
+ERROR_HEADER: Final = struct.Struct(">IH")  # error, bytes of text; text and, of ERROR_OFFSET, an offset follow
+BLOCK_STATUS_HEADER: Final = struct.Struct(">I")  # context id; extents follow
+BLOCK_STATUS_EXTENT: Final = struct.Struct(">II")  # length, flags
 
 REPLY_ERROR: Final = 1 << 31  # set in the type of every option reply that says no
+CHUNK_DONE: Final = 1  # flag of the last chunk of a reply
+CHUNK_ERROR: Final = 1 << 15  # set in the type of every chunk that says no
 
 
 class HandshakeFlag(IntFlag):
@@ -165,6 +183,24 @@ class Command(IntEnum):
     RESIZE = 8
 
 
+class ChunkType(IntEnum):
+    """The types of the chunks of a structured reply."""
+
+    NONE = 0
+    OFFSET_DATA = 1
+    OFFSET_HOLE = 2
+    BLOCK_STATUS = 5
+    ERROR = CHUNK_ERROR + 1
+    ERROR_OFFSET = CHUNK_ERROR + 2
+
+
+class AllocationFlag(IntFlag):
+    """What base:allocation says of an extent; none of them is always a safe answer (BS5)."""
+
+    HOLE = 1
+    ZERO = 2
+
+
 class CommandFlag(IntFlag):
     """The flags of a command."""
 
@@ -188,8 +224,8 @@ _WIRE_TO_ERRNO: Final = {
     108: errno.ESHUTDOWN,
 }
 
-# ENOTSUP and EOVERFLOW are kept for FAST_ZERO and for oversize lengths (X13), which this server does not
-# offer: from a driver they mean "not like this". Whatever is not named here is an I/O error.
+# ENOTSUP and EOVERFLOW are kept for FAST_ZERO and for oversize lengths (X13): from a driver that was asked
+# for something else they mean "not like this". Whatever is not named here is an I/O error.
 _ERRNO_TO_WIRE: Final = {
     errno.EPERM: 1,
     errno.EACCES: 1,

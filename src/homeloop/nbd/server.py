@@ -241,6 +241,7 @@ class Server:
             spawn=context.spawn,
             on_closed=functools.partial(self._ended_at_home, export),
             read_only=export.read_only,
+            agreed=end.agreed,
             limits=self._limits.connection,
         )
         if not context.try_post(connection.start, end.leftover):

@@ -1,4 +1,4 @@
-"""Pure codec of the transmission phase: requests in and simple replies out, and the client's mirror of it.
+"""Pure codec of the transmission phase: requests in (replies.py writes the answers), and the client's mirror of it.
 
     reader = RequestReader()
     count = sock.recvmsg_into(reader.targets())[0]
@@ -36,7 +36,6 @@ __all__ = [
     "Request",
     "RequestReader",
     "pack_request",
-    "pack_simple_reply",
 ]
 
 # command, command flags, cookie, offset, length, payload of a WRITE (valid until the next targets())
@@ -48,11 +47,6 @@ _RECEIVE_BYTES: Final = 256 << 10
 # From here on a payload that is not yet all there gets memory of its own; below, it is awaited in the buffer.
 _DIRECT_BYTES_MIN: Final = 32 << 10
 _WRITE: Final = Command.WRITE.value
-
-
-def pack_simple_reply(error: int, cookie: int) -> bytes:
-    """Return the header of a simple reply; `error` is a number of the wire, 0 for success."""
-    return SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error, cookie)
 
 
 def pack_request(command: int, flags: int, cookie: int, offset: int, length: int) -> bytes:

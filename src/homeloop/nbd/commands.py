@@ -1,0 +1,75 @@
+"""What one client may ask of an export, and how the device is asked for it.
+
+The decision stands in a table that is made once, from what the device can do and what the handshake agreed: a
+command, and the flags that it may carry. Nothing here knows about sockets or replies. Home thread of the export.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Any, Final
+
+from homeloop.block.device import Device
+from homeloop.errors import BlockError
+from homeloop.nbd.handshake import Agreed
+from homeloop.nbd.protocol import Command, CommandFlag
+
+__all__ = ["Commands"]
+
+_READ: Final = Command.READ.value
+_WRITE: Final = Command.WRITE.value
+_FLUSH: Final = Command.FLUSH.value
+_TRIM: Final = Command.TRIM.value
+_WRITE_ZEROES: Final = Command.WRITE_ZEROES.value
+_CHANGES: Final = frozenset({_WRITE, _TRIM, _WRITE_ZEROES})
+_WITH_PAYLOAD: Final = frozenset({_READ, _WRITE})
+_FUA: Final = CommandFlag.FUA.value
+_NO_HOLE: Final = CommandFlag.NO_HOLE.value
+_DF: Final = CommandFlag.DF.value
+
+
+class Commands:
+    """The commands of one connection."""
+
+    def __init__(self, device: Device, agreed: Agreed, *, read_only: bool, payload_bytes_max: int) -> None:
+        self._device = device
+        self._read_only = read_only or device.read_only
+        self._payload_bytes_max = payload_bytes_max
+        self._flags_allowed = _flags_allowed(device, agreed)
+
+    def ask(self, command: int, flags: int, offset: int, length: int, payload: memoryview | None) -> Any:
+        """Hand one request to the device: its answer or a coroutine object; BlockError if it is refused."""
+        if self._read_only and command in _CHANGES:
+            raise BlockError(errno.EPERM, "the export is read-only")
+        allowed = self._flags_allowed.get(command)
+        if allowed is None or flags & ~allowed:
+            raise BlockError(errno.EINVAL, f"command {command} with flags {flags:#x} is not offered")
+        device, fua = self._device, bool(flags & _FUA)
+        if command in _WITH_PAYLOAD:
+            if length > self._payload_bytes_max:
+                raise BlockError(errno.EINVAL, f"{length} bytes, the limit is {self._payload_bytes_max}")
+            if command == _READ:
+                return device.read(offset, length)
+            assert payload is not None, "a WRITE without payload"
+            return device.write(offset, payload, fua=fua)
+        if command == _FLUSH:
+            return device.flush()
+        if command == _TRIM:
+            return device.trim(offset, length, fua=fua)
+        assert command == _WRITE_ZEROES, command
+        return device.write_zeroes(offset, length, fua=fua, may_trim=not flags & _NO_HOLE)
+
+
+def _flags_allowed(device: Device, agreed: Agreed) -> dict[int, int]:
+    """The commands that are served, each with the flags that it may carry (X6, X9, X10)."""
+    fua = _FUA if device.can_fua else 0
+    allowed = {_READ: fua | (_DF if agreed.structured else 0)}
+    if device.can_write:
+        allowed[_WRITE] = fua
+    if device.can_flush:
+        allowed[_FLUSH] = fua
+    if device.can_trim:
+        allowed[_TRIM] = fua
+    if device.can_write_zeroes:
+        allowed[_WRITE_ZEROES] = fua | _NO_HOLE
+    return allowed

@@ -1,0 +1,81 @@
+"""Pure writing of replies: simple ones, and the chunks of structured ones.
+
+Every function returns bytes that go out as they are; the data of a READ follow its header as a piece of their own
+and are never copied. A READ is answered by one content chunk and no more: OFFSET_DATA, or OFFSET_HOLE for what the
+driver says is all zeroes; so the DF flag changes nothing but that (R9).
+
+Source: doc/proto.md, "Structured reply chunk message"; ids as in the test names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from homeloop.nbd.protocol import (
+    BLOCK_STATUS_EXTENT,
+    BLOCK_STATUS_HEADER,
+    CHUNK,
+    CHUNK_DONE,
+    DATA_CHUNK,
+    ERROR_HEADER,
+    HOLE_CHUNK,
+    SIMPLE_REPLY,
+    SIMPLE_REPLY_MAGIC,
+    STRUCTURED_REPLY_MAGIC,
+    ChunkType,
+)
+
+__all__ = [
+    "ERROR_TEXT_BYTES_MAX",
+    "pack_block_status",
+    "pack_data_header",
+    "pack_error",
+    "pack_hole",
+    "pack_none",
+    "pack_simple_reply",
+]
+
+ERROR_TEXT_BYTES_MAX: Final = 256  # H9: what a string should keep to; the hard limit is 4096
+
+_DATA: Final = ChunkType.OFFSET_DATA.value
+_HOLE: Final = ChunkType.OFFSET_HOLE.value
+_OFFSET_BYTES: Final = DATA_CHUNK.size - CHUNK.size
+
+
+def pack_simple_reply(error: int, cookie: int) -> bytes:
+    """Return the header of a simple reply; `error` is a number of the wire, 0 for success."""
+    return SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, error, cookie)
+
+
+def pack_data_header(cookie: int, offset: int, length: int) -> bytes:
+    """Return what stands before the `length` bytes of a READ's only chunk."""
+    return DATA_CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, _DATA, cookie, length + _OFFSET_BYTES, offset)
+
+
+def pack_hole(cookie: int, offset: int, length: int) -> bytes:
+    """Return the whole reply to a READ of zeroes."""
+    payload_bytes = HOLE_CHUNK.size - CHUNK.size
+    return HOLE_CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, _HOLE, cookie, payload_bytes, offset, length)
+
+
+def pack_none(cookie: int) -> bytes:
+    """Return a structured reply without content: success."""
+    return CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, ChunkType.NONE, cookie, 0)
+
+
+def pack_error(cookie: int, error: int, text: str) -> bytes:
+    """Return a structured reply that says no, with a text for people, shortened if need be (R8)."""
+    raw = text.replace("\0", "").encode(errors="replace")[:ERROR_TEXT_BYTES_MAX]
+    raw = raw.decode(errors="ignore").encode()  # the cut may have gone through a character
+    payload = ERROR_HEADER.pack(error, len(raw)) + raw
+    return CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, ChunkType.ERROR, cookie, len(payload)) + payload
+
+
+def pack_block_status(cookie: int, context_id: int, extents: Iterable[tuple[int, int]]) -> bytes:
+    """Return the reply to a BLOCK_STATUS: the (length, flags) of the extents from its offset on."""
+    payload = BLOCK_STATUS_HEADER.pack(context_id) + b"".join(
+        BLOCK_STATUS_EXTENT.pack(length, flags) for length, flags in extents
+    )
+    header = CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, ChunkType.BLOCK_STATUS, cookie, len(payload))
+    return header + payload

@@ -1,0 +1,221 @@
+"""A connection that agreed on structured replies: what it answers. Ids as in the checklist."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+import struct
+from typing import Any
+
+import pytest
+
+from homeloop.block.memory import Memory
+from homeloop.errors import BlockError
+from homeloop.nbd.handshake import Agreed
+from tests.nbd import wire
+from tests.nbd.talking import Chunk, Gated, Reply, data_chunk, error_chunk, talk, until
+
+SIZE = 1 << 20
+AGREED = Agreed(structured=True)
+NONE, HOLE = 0, 2
+EIO, EINVAL, ENOSPC = 5, 22, 28
+
+
+def read(cookie: int, offset: int = 0, length: int = 512, flags: int = 0) -> bytes:
+    return wire.request(wire.READ, cookie, offset, length, flags)
+
+
+def hole(cookie: int, offset: int, length: int) -> Chunk:
+    return Chunk(cookie, HOLE, struct.pack(">QI", offset, length))
+
+
+class Later(Memory):
+    """Memory that lets others run before it answers."""
+
+    async def read(self, offset: int, length: int) -> Any:  # type: ignore[override]
+        await asyncio.sleep(0)
+        return super().read(offset, length)
+
+
+class Failing:
+    """Reads fail in ways that have a text."""
+
+    size = SIZE
+    thread_model = "inline"
+
+    def read(self, offset: int, length: int) -> bytes:
+        raise [OSError(errno.ENOSPC, "no room"), ValueError("a\0b"), BlockError(errno.EIO, "x" * 9000)][offset]
+
+
+class FailingLater(Failing):
+    """The same, after others ran."""
+
+    async def read(self, offset: int, length: int) -> bytes:  # type: ignore[override]
+        await asyncio.sleep(0)
+        return super().read(offset, length)
+
+
+both = pytest.mark.parametrize("make", [Memory, Later])
+
+
+@both
+def test_sr2_r4_reads_are_answered_by_one_chunk_with_done(make: Any) -> None:
+    async def main() -> None:
+        driver = make(SIZE)
+        driver.write(0, b"abc" * 100_000)
+        async with talk(driver, agreed=AGREED) as t:
+            for length in (1, 4096, 200_000):
+                await t.client.send(read(7, 3, length))
+                assert await t.client.chunk() == data_chunk(7, 3, (b"abc" * 100_000)[:length])
+
+    asyncio.run(main())
+
+
+@both
+@pytest.mark.parametrize(("offset", "length"), [(0, 512), (70_000, 4096), (100, 300_000), (0, SIZE)])
+def test_r6_what_the_driver_knows_to_be_zero_is_a_hole(make: Any, offset: int, length: int) -> None:
+    async def main() -> None:
+        async with talk(make(SIZE), agreed=AGREED) as t:
+            await t.client.send(read(1, offset, length))
+            assert await t.client.chunk() == hole(1, offset, length)
+
+    asyncio.run(main())
+
+
+@both
+@pytest.mark.parametrize("length", [1, 65536, SIZE])
+def test_r9_df_gets_zeroes_as_data(make: Any, length: int) -> None:
+    async def main() -> None:
+        async with talk(make(SIZE), agreed=AGREED) as t:
+            await t.client.send(read(1, 0, length, wire.DF) + read(2, 0, length, wire.DF | wire.FUA))
+            assert await t.client.chunks(2) == [data_chunk(1, 0, bytes(length)), data_chunk(2, 0, bytes(length))]
+
+    asyncio.run(main())
+
+
+@both
+def test_x14_r6_an_empty_read_has_no_content(make: Any) -> None:
+    async def main() -> None:
+        async with talk(make(SIZE), agreed=AGREED) as t:
+            await t.client.send(read(1, 0, 0) + read(2, SIZE, 0, wire.DF))
+            assert await t.client.chunks(2) == [Chunk(1, NONE), Chunk(2, NONE)]
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("make", [Failing, FailingLater])
+def test_r3_r8_errors_carry_the_exceptions_text(make: Any) -> None:
+    async def main() -> None:
+        async with talk(make(), agreed=AGREED) as t:
+            name = make.__name__
+            await t.client.send(read(1, 0) + read(2, 1) + read(3, 2))
+            found = sorted(await t.client.chunks(3), key=lambda chunk: chunk.cookie)
+            assert found == [
+                error_chunk(1, ENOSPC, f"{name}.read: OSError: [Errno 28] no room"),
+                error_chunk(2, EIO, f"{name}.read: ValueError: ab"),
+                error_chunk(3, EIO, "x" * 256),
+            ]
+            assert t.connection.statistics().errors == 3
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("request_", "error"), [
+    (read(1, SIZE, 1), EINVAL),
+    (read(1, 0, (1 << 25) + 1), EINVAL),
+    (read(1, flags=wire.REQ_ONE), EINVAL),
+    (wire.write(1, SIZE, b"x"), ENOSPC),
+    (wire.write(1, 0, b"x", wire.DF), EINVAL),
+    (wire.request(4711, 1), EINVAL),
+])
+def test_r3_whatever_is_wrong_is_answered_by_an_error_chunk(request_: bytes, error: int) -> None:
+    async def main() -> None:
+        async with talk(Memory(SIZE), agreed=AGREED) as t:
+            await t.client.send(request_ + read(2))
+            chunk = await t.client.chunk()
+            number, text_bytes = struct.unpack_from(">IH", chunk.payload)
+            assert (chunk.cookie, chunk.kind, chunk.flags, number) == (1, 32769, 1, error)
+            assert len(chunk.payload) == 6 + text_bytes > 6
+            assert (await t.client.chunk()).cookie == 2
+
+    asyncio.run(main())
+
+
+def test_r3_success_without_data_is_simple() -> None:
+    async def main() -> None:
+        async with talk(Memory(SIZE), agreed=AGREED) as t:
+            await t.client.send(wire.write(1, 0, b"x") + wire.request(wire.FLUSH, 2) + read(3, 0, 2))
+            assert await t.client.replies(2) == [Reply(1, 0), Reply(2, 0)]
+            assert await t.client.chunk() == data_chunk(3, 0, b"x\0")
+
+    asyncio.run(main())
+
+
+def test_x6_df_without_structured_replies() -> None:
+    async def main() -> None:
+        async with talk(Memory(SIZE)) as t:
+            await t.client.send(read(1, flags=wire.DF) + read(2))
+            assert await t.client.reply() == Reply(1, EINVAL)
+            assert await t.client.reply(512) == Reply(2, 0, bytes(512))
+
+    asyncio.run(main())
+
+
+def test_a_request_that_ends_after_its_client_is_dropped() -> None:
+    async def main() -> None:
+        driver = Gated()
+        async with talk(driver, agreed=AGREED) as t:
+            await t.client.send(read(1, 0) + read(2, 512))
+            await until(lambda: len(driver.waiting) == 2)
+            t.connection.abort()
+            driver.fail(0, OSError(errno.EIO, "late"))
+            driver.release(512)
+            assert await t.end() is None
+            assert t.connection.statistics().errors == 1
+
+    asyncio.run(main())
+
+
+def test_inline_replies_of_a_batch_are_one_send() -> None:
+    async def main() -> None:
+        driver = Memory(SIZE)
+        driver.write(0, b"x" * 65536)
+        async with talk(driver, agreed=AGREED) as t:
+            await t.client.send(b"".join(read(i, i * 8192) for i in range(16)))
+            assert [chunk.cookie for chunk in await t.client.chunks(16)] == list(range(16))
+            assert t.sock.sends == 1
+            assert t.connection.statistics().unsent_bytes == 0
+
+    asyncio.run(main())
+
+
+def test_random_requests_against_a_model(seed: int) -> None:
+    """What is read through data and hole chunks is what was written, zeroed or trimmed."""
+    dice = random.Random(seed)
+
+    async def main() -> None:
+        model = bytearray(SIZE)
+        async with talk(Memory(SIZE), agreed=AGREED) as t:
+            for cookie in range(300):
+                length = dice.choice([1, 512, 4096, 65536, 65537, 250_000])
+                offset = dice.randrange(SIZE - length + 1) & dice.choice([-1, ~0xFFFF])
+                if dice.random() < 0.3:
+                    data = dice.randbytes(length)
+                    model[offset:offset + length] = data
+                    await t.client.send(wire.write(cookie, offset, data))
+                    assert await t.client.reply() == Reply(cookie, 0)
+                elif dice.random() < 0.4:
+                    model[offset:offset + length] = bytes(length)
+                    await t.client.send(wire.request(wire.WRITE_ZEROES, cookie, offset, length))
+                    assert await t.client.reply() == Reply(cookie, 0)
+                else:
+                    await t.client.send(read(cookie, offset, length))
+                    chunk = await t.client.chunk()
+                    if chunk.kind == HOLE:
+                        assert chunk == hole(cookie, offset, length)
+                        assert not any(model[offset:offset + length])
+                    else:
+                        assert chunk == data_chunk(cookie, offset, bytes(model[offset:offset + length]))
+
+    asyncio.run(main())
