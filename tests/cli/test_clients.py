@@ -63,4 +63,4 @@ def test_cancelled_it_is_killed(tmp_path: Path) -> None:
 
 
 def test_who_is_known() -> None:
-    assert [(client.name, client.size_multiple) for client in FOREIGN] == [("nbdcopy", 1), ("qemu-img", 512)]
+    assert [(client.name, client.pads_to) for client in FOREIGN] == [("nbdcopy", 1), ("qemu-img", 512)]

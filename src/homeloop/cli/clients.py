@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 from typing import Final
 
-__all__ = ["FOREIGN", "QEMU_IMG", "ForeignClient"]
+__all__ = ["FOREIGN", "ForeignClient"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +17,7 @@ class ForeignClient:
     name: str                           # of the program
     package: str                        # Debian's
     options: tuple[str, ...] = ()       # what stands between the program and URI, target
-    size_multiple: int = 1              # bytes: of other exports it cannot read the end
+    pads_to: int = 1                    # bytes: its copy is filled up with zeroes to a multiple of so many
 
     async def copy(self, uri: str, target: str) -> str | None:
         """Run it; None, or why it failed. Cancelled, it is killed. A coroutine of any context."""
@@ -38,9 +38,9 @@ class ForeignClient:
 
 
 _NBDCOPY: Final = ForeignClient(name="nbdcopy", package="libnbd-bin")
-# QEMU's NBD client rounds the size up to sectors and shortens its last read, but waits for all of the rounded
-# length in a simple reply: for ever (7.2; the same against nbdkit --no-sr). Structured replies do not have that.
-QEMU_IMG: Final = ForeignClient(
-    name="qemu-img", package="qemu-utils", options=("convert", "-f", "raw", "-O", "raw"), size_multiple=512
+# QEMU's NBD client rounds the size up to sectors, and so does its copy. (Against a server without structured replies
+# it waits for all of the rounded length of its last read, for ever: 7.2, also with nbdkit --no-sr.)
+_QEMU_IMG: Final = ForeignClient(
+    name="qemu-img", package="qemu-utils", options=("convert", "-f", "raw", "-O", "raw"), pads_to=512
 )
-FOREIGN: Final = (_NBDCOPY, QEMU_IMG)
+FOREIGN: Final = (_NBDCOPY, _QEMU_IMG)

@@ -10,7 +10,6 @@ import re
 import shlex
 import time
 
-from homeloop.cli.clients import QEMU_IMG
 from homeloop.cli.ending import Ending
 from homeloop.cli.words import amount, plural, screen
 from homeloop.core.runtime import run
@@ -111,15 +110,11 @@ def _announce(daemon: Daemon, exports: list[ExportConfig]) -> None:
         name = f"export {config.name!r}" if config.name else "the default export"
         screen.say(f"serving {config.source}, {size}, {rights}, as {name}, at home in {exported.iothread.name}")
         screen.say(f"  {daemon.server.uri(config.name)}")
-    first = daemon.exported[exports[0].name].device
     uri = shlex.quote(daemon.server.uri(exports[0].name))
     screen.say("try:")
     screen.say(f"  nbdinfo {uri}")
     screen.say(f"  nbdcopy --progress {uri} copy.img")
-    if first.size % QEMU_IMG.size_multiple:
-        screen.say(f"but not qemu-img: it hangs at an end that is not a multiple of {QEMU_IMG.size_multiple} bytes.")
-    else:
-        screen.say(f"  qemu-img convert -p -O qcow2 {uri} copy.qcow2")
+    screen.say(f"  qemu-img convert -p -O qcow2 {uri} copy.qcow2")
     screen.say("Ctrl-C ends it.")
 
 
