@@ -207,7 +207,7 @@ def test_rule9_timeout_cancels_and_waits(world: World, place: str, slow: type[Sl
     """TimeoutError comes after the coroutine has been cancelled and has cleaned up, whatever it then returns."""
     it = slow()
     with pytest.raises(TimeoutError):
-        at(world, place, lambda: world.rt.call(it.run(), timeout=0.005))
+        at(world, place, lambda: world.rt.call(it.run(), timeout=0.1))
     assert it.log == ["cancelled", "cleaned up"]
 
 
@@ -216,7 +216,7 @@ def test_rule9_timeout_on_an_iothread(world: World, place: str) -> None:
     """The same, submitted to another context."""
     it = Slow()
     with pytest.raises(TimeoutError):
-        at(world, place, lambda: world.own.call(it.run(), timeout=0.005))
+        at(world, place, lambda: world.own.call(it.run(), timeout=0.1))
     assert it.log == ["cancelled", "cleaned up"]
 
 
@@ -433,7 +433,7 @@ def test_rule9_nobody_serves_and_timeout(unserved: homeloop.Runtime) -> None:
     """The time-out counts there too."""
     it = Slow()
     with pytest.raises(TimeoutError):
-        unserved.call(it.run(), timeout=0.005)
+        unserved.call(it.run(), timeout=0.1)
     assert it.log == ["cancelled", "cleaned up"]
 
 

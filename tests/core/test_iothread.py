@@ -500,7 +500,7 @@ def test_rule18_a_loop_of_another_make(maker: Callable[[], Callable[[], Any]]) -
         assert in_coroutine_of(rt, io) == "io-foreign"
         it = Slow()
         with pytest.raises(TimeoutError):
-            io.call(it.run(), timeout=0.005)
+            io.call(it.run(), timeout=0.2)
         assert it.log == ["cancelled", "cleaned up"]
 
 
