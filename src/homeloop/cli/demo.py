@@ -263,8 +263,7 @@ class Demo:
         if size:
             self._rates.append((client.name, size / (time.monotonic() - started)))
         try:
-            if size < os.path.getsize(target) < size + client.pads_to:
-                await to_worker(os.truncate, target, size)
+            await to_worker(_drop_padding, target, size, client.pads_to)
             return await hash_file(target, f"the copy of {client.name}")
         finally:
             await to_worker(os.unlink, target)
@@ -325,6 +324,11 @@ class Demo:
             ("thread switches saved", f"{saved}"),
         ]))
         screen.say(f"  the parked coroutine ran on {', '.join(sorted(self._shared.threads))}")
+
+
+def _drop_padding(path: str, size: int, pads_to: int) -> None:
+    if size < os.path.getsize(path) < size + pads_to:
+        os.truncate(path, size)
 
 
 def _verdict(right: bool) -> str:
