@@ -1,9 +1,13 @@
 """The errors of homeloop: who is at fault, and whether one may go on.
 
 HomeloopError
-  UsageError        the caller's mistake: WrongThread, WouldDeadlock, WrongState, ContextClosed, NoRuntime
+  UsageError        the caller's mistake: WrongThread, WouldDeadlock, WouldBlockLoop, WrongState, ContextClosed,
+                    NoRuntime
   PeerError         the other side broke the protocol: its connection ends, nobody else is disturbed
   BlockError        one request of a block device failed: the device goes on
+  WouldBlock        only from *_nowait: it is not to be had now
+  ChannelClosed     the channel takes no more items, or has no more
+  BarrierBroken     somebody gave the barrier up
 
 This module knows nothing of the rest of the package; fields are plain values.
 """
@@ -14,12 +18,16 @@ import errno as errno_names
 import os
 
 __all__ = [
+    "BarrierBroken",
     "BlockError",
+    "ChannelClosed",
     "ContextClosed",
     "HomeloopError",
     "NoRuntime",
     "PeerError",
     "UsageError",
+    "WouldBlock",
+    "WouldBlockLoop",
     "WouldDeadlock",
     "WrongState",
     "WrongThread",
@@ -43,6 +51,10 @@ class WrongThread(UsageError):
 
 class WouldDeadlock(UsageError):
     """A wait was refused because it could never end; the text names both sides."""
+
+
+class WouldBlockLoop(UsageError):
+    """A synchronous wait was refused: the thread serves a loop, which would stand still. The text names both sides."""
 
 
 class WrongState(UsageError):
@@ -71,3 +83,24 @@ class BlockError(HomeloopError):
         self.errno = errno
         self.text = text or os.strerror(errno)
         super().__init__(f"{errno_names.errorcode.get(errno, errno)}: {self.text}")
+
+
+class WouldBlock(HomeloopError):
+    """Only from *_nowait: what was asked for is not to be had without waiting."""
+
+
+class ChannelClosed(HomeloopError):
+    """The channel was closed: it takes no more items, or all that it had were received.
+
+    reason: what close() was given; an exception is the __cause__ too.
+    """
+
+    def __init__(self, text: str, reason: BaseException | str | None = None) -> None:
+        self.reason = reason
+        super().__init__(text if reason is None else f"{text}: {reason}")
+        if isinstance(reason, BaseException):
+            self.__cause__ = reason
+
+
+class BarrierBroken(HomeloopError):
+    """Somebody gave the barrier up by abort(): who waits there would wait for ever."""

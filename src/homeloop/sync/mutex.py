@@ -1,0 +1,201 @@
+"""Mutex: one owner, a coroutine or a thread; handed over in the order of arrival (QEMU's CoMutex)."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from homeloop.core.loop import current_task, running_loop
+from homeloop.errors import WouldBlock, WouldDeadlock, WrongState
+from homeloop.sync.waiting import LoopWaiter, Waitable, Waiter, caller, name_of, plain_thread
+
+__all__ = ["Mutex"]
+
+get_ident = threading.get_ident
+
+
+class Mutex(Waitable):
+    """A lock for coroutines of any context or asyncio loop, and for plain threads.
+
+    `async with mutex` in a coroutine, `with mutex` in a thread without a loop; in a thread that serves one the
+    latter raises WouldBlockLoop at once, free or not. Fair: a release hands it to who waits longest, nobody comes in
+    between. The owner is the coroutine (or asyncio task) or the thread; only the owner may release. Not recursive:
+    WouldDeadlock. A cancelled or timed-out waiter leaves the line; one that was handed the lock passes it on.
+    """
+
+    # Uncontended it takes no lock: with the plain one, taken twice, `async with` cost 2.0x asyncio.Lock (3.12, 3.13),
+    # without 1.1x. The state is a list that holds one token while the mutex is free: pop() and append() of it are
+    # atomic. Two sides that must not miss each other, with or without the GIL:
+    #
+    #     who waits (under _lock)             who releases
+    #     stand in _line                      _free.append(token)
+    #     _free.pop()? then it is mine        somebody in _line? then grant, under _lock
+    #
+    # Who looks at _line and then pops came before whoever joins the line in between: no barging.
+
+    __slots__ = ("_free", "_owner")
+
+    def __init__(self, name: str = "") -> None:
+        super().__init__(name)
+        self._free = [True]                     # the token; see above
+        self._owner: Any = None                 # written by who has the token; None for a moment behind that
+
+    def locked(self) -> bool:
+        """Is it taken? Any thread."""
+        return not self._free
+
+    @property
+    def owner(self) -> Any:
+        """The coroutine, task or thread ident that has it; None if it is free. Any thread."""
+        return self._owner
+
+    def held(self) -> bool:
+        """Has the caller got it?"""
+        owner = self._owner
+        return owner is not None and owner == caller()
+
+    def acquire(self, timeout: float | None = None) -> Any:
+        """Take it. In a coroutine: `await mutex.acquire()`, True. In a thread: True, or False after `timeout` s."""
+        return self._either(timeout, self._acquire, self._acquire_blocking)
+
+    def acquire_nowait(self) -> None:
+        """Take it if it is free and nobody waits; else WouldBlock. Any thread, in callbacks of a loop too."""
+        if self._line or not self._take():
+            raise WouldBlock(f"{self!r} is taken")
+        self._owner = caller()
+
+    def release(self) -> None:
+        """Let go; who waits longest owns it now. WrongState if the caller is not the owner."""
+        me = caller()
+        if self._owner is None or self._owner != me:
+            raise WrongState(f"release of {self!r} by {name_of(me)}, which does not own it")
+        self._release()
+
+    async def __aenter__(self) -> Mutex:
+        me = current_task(running_loop())
+        if not self._line:
+            try:
+                self._free.pop()
+            except IndexError:              # taken
+                pass
+            else:
+                self._owner = me
+                return self
+        await self._acquire_slowly(me)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._owner is not current_task(running_loop()):
+            self.release()                      # says what is wrong
+        self._owner = None
+        if self._line:
+            self._hand_over()
+        else:
+            self._free.append(True)
+            if self._line:
+                self._grant()
+
+    def __enter__(self) -> Mutex:
+        if running_loop() is not None:
+            plain_thread(self, "with")
+        if not self._line:
+            try:
+                self._free.pop()
+            except IndexError:              # taken
+                pass
+            else:
+                self._owner = get_ident()
+                return self
+        self._acquire_blocking(None)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._owner != get_ident():
+            self.release()
+        self._owner = None
+        if self._line:
+            self._hand_over()
+        else:
+            self._free.append(True)
+            if self._line:
+                self._grant()
+
+    def __repr__(self) -> str:
+        owner = self._owner
+        return self._describe(f"held by {name_of(owner)}" if not self._free else "free")
+
+    # -- inside -----------------------------------------------------------------------------------------
+
+    async def _acquire(self) -> bool:
+        me = caller()
+        if not self._line and self._take():
+            self._owner = me
+        else:
+            await self._acquire_slowly(me)
+        return True
+
+    async def _acquire_slowly(self, me: Any) -> None:
+        self._check_not_mine(me)
+        waiter = LoopWaiter(me, "acquire")
+        if not self._line_up(waiter):
+            await self._sleep(waiter)
+
+    def _acquire_blocking(self, timeout: float | None) -> bool:
+        waiter = self._thread_waiter("acquire")
+        self._check_not_mine(waiter.owner)
+        return self._line_up(waiter) or self._block(waiter, timeout)
+
+    def _take(self) -> bool:
+        """Take it if it is free. Any thread."""
+        try:
+            self._free.pop()
+        except IndexError:
+            return False
+        return True
+
+    def _check_not_mine(self, me: Any) -> None:
+        if self._owner is not None and self._owner == me:
+            raise WouldDeadlock(f"{self!r} is not recursive: {name_of(me)} would wait for itself")
+
+    def _release(self) -> None:
+        self._owner = None
+        if self._line:
+            self._hand_over()
+        else:
+            self._free.append(True)
+            if self._line:
+                self._grant()
+
+    def _hand_over(self) -> None:
+        with self._lock:
+            woken = self._hand_over_locked()
+        self._wake(woken)
+
+    def _grant(self) -> None:
+        with self._lock:
+            woken = self._grant_locked()
+        self._wake(woken)
+
+    def _hand_over_locked(self) -> Sequence[Waiter]:
+        """The token is taken and its owner is done with it."""
+        if not self._line:
+            self._owner = None
+            self._free.append(True)
+            return ()
+        waiter = self._pop_locked()
+        self._owner = waiter.owner
+        return (waiter,)
+
+    def _grant_locked(self) -> Sequence[Waiter]:
+        if self._line and self._take():
+            return self._hand_over_locked()
+        return ()
+
+    def _undo_locked(self, waiter: Waiter) -> Sequence[Waiter]:
+        return self._hand_over_locked()
