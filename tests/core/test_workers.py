@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextvars
 import functools
 import gc
@@ -371,3 +372,45 @@ def test_rule16_stress_every_call_comes_back_once(context: homeloop.AioContext) 
     statistics = context.statistics().workers
     assert statistics["completed"] == count
     assert statistics["queued"] == 0
+
+
+# As asyncio's default executor
+
+def test_rule16_run_in_executor_and_to_thread_use_the_pool() -> None:
+    """Both run on the context's workers; a default executor that was set is used instead."""
+    async def main() -> list[str]:
+        loop = asyncio.get_running_loop()
+        names = [
+            await loop.run_in_executor(None, lambda: threading.current_thread().name),
+            await asyncio.to_thread(lambda: threading.current_thread().name),
+        ]
+        with concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="theirs") as executor:
+            names.append(await loop.run_in_executor(executor, lambda: threading.current_thread().name))
+        return names
+
+    first, second, third = homeloop.run(main())
+    assert "worker" in first
+    assert "worker" in second
+    assert third.startswith("theirs")
+
+
+def test_rule16_a_cancelled_run_in_executor_does_not_wait() -> None:
+    """As in asyncio: the future is cancelled at once, the call that runs is left to itself; the end waits for it."""
+    runs, end, done = threading.Event(), threading.Event(), []
+
+    def blocks() -> None:
+        runs.set()
+        wait(end)
+        done.append(1)
+
+    async def main() -> None:
+        task = asyncio.create_task(asyncio.to_thread(blocks))
+        await homeloop.to_worker(wait, runs)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not done
+        end.set()
+
+    homeloop.run(main())
+    assert done == [1]

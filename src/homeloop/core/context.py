@@ -244,9 +244,13 @@ class AioContext:
         """
         if not self.is_current():
             raise WrongThread(f"worker() of {self.name} called elsewhere; use to_worker() in a coroutine of it")
+        return self.pool().submit(functools.partial(contextvars.copy_context().run, fn, *args))
+
+    def pool(self) -> WorkerPool:
+        """The worker threads, made on first use. Home thread."""
         if self._pool is None:
             self._pool = WorkerPool(self, *self._pool_limits)
-        return self._pool.submit(functools.partial(contextvars.copy_context().run, fn, *args))
+        return self._pool
 
     def wait_while(self, predicate: Callable[[], object], timeout: float | None = None) -> bool:
         """Wait until predicate() is false, serving the loop that this thread may serve meanwhile.

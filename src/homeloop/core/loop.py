@@ -9,6 +9,8 @@ What is used of them, and why:
   BaseEventLoop._run_once, _ready, _scheduled,  one iteration, made re-entrant (rule 12); what a worker left
     _stopping, _timer_cancelled_count,          behind when it lets the big lock go (rule 8)
     _process_events, _current_handle
+  BaseEventLoop._default_executor,              the context's workers are the default executor (rule 16)
+    _check_default_executor
   Handle._run, _cancelled, _scheduled, _when    the same iteration, and entries that need no Handle
   BaseSelectorEventLoop._add_reader and the     ownership checks (rule 17): transports call these and not
     like, _check_callback, _check_closed        the public ones
@@ -18,13 +20,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import heapq
 import os
 import threading
 from asyncio import base_events, events, tasks
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVarTuple
+from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from homeloop.core.current import thread
 from homeloop.core.inbox import Inbox
@@ -52,6 +55,7 @@ __all__ = [
     "unregister_task",
 ]
 
+T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 get_ident = threading.get_ident
 
@@ -148,6 +152,8 @@ class HomeLoop(asyncio.SelectorEventLoop):
     _check_running: Callable[[], None]
     _check_callback: Callable[[Any, str], None]
     _write_to_self: Callable[[], None]
+    _default_executor: Any
+    _check_default_executor: Callable[[], None]
     _asyncgen_firstiter_hook: Callable[[Any], None]
     _asyncgen_finalizer_hook: Callable[[Any], None]
 
@@ -251,6 +257,23 @@ class HomeLoop(asyncio.SelectorEventLoop):
 
     def create_future(self) -> Future:
         return Future(loop=self)
+
+    def run_in_executor(self, executor: Any, func: Callable[[*Ts], T], *args: *Ts) -> asyncio.Future[T]:
+        """As in asyncio; the default executor is the context's worker pool, unless one was set (rule 16)."""
+        if executor is not None or self._default_executor is not None:
+            return super().run_in_executor(executor, func, *args)
+        if get_ident() != self.home_ident:
+            self.check_home("loop.run_in_executor")
+        self._check_closed()
+        if self._debug:
+            self._check_callback(func, "run_in_executor")
+        self._check_default_executor()
+        return self.context.pool().submit(functools.partial(func, *args), detached=True)
+
+    async def shutdown_default_executor(self, *args: Any, **kwargs: Any) -> None:
+        """As in asyncio: waits for the context's worker pool, too."""
+        await super().shutdown_default_executor(*args, **kwargs)
+        await self.context.stop_workers()
 
     def _add_reader(self, fd: Any, callback: Any, *args: Any) -> Any:
         if get_ident() != self.home_ident:

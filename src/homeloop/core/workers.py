@@ -7,6 +7,7 @@ is idle for 10 s ends, down to `minimum`. Source: QEMU's util/thread-pool.c (beh
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import threading
 import time
 from collections import deque
@@ -26,12 +27,16 @@ IDLE_END_S = 10.0           # QEMU's worker idle time-out
 
 
 class _Work(asyncio.Future[Any]):
-    """One call. A future of the context's loop: cancelling it takes the call out of the queue, or waits for it."""
+    """One call. A future of the context's loop: cancelling it takes the call out of the queue, or waits for it.
 
-    def __init__(self, pool: WorkerPool, fn: Callable[[], Any], loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop=loop)
+    detached: as asyncio's executors have it, a call that runs is left to itself, the future is cancelled at once.
+    """
+
+    def __init__(self, pool: WorkerPool, fn: Callable[[], Any], detached: bool) -> None:
+        super().__init__(loop=pool.context.loop)
         self.pool = pool
         self.fn = fn
+        self.detached = detached
         self.cancel_message: Any = None         # home
         self.cancel_wanted = False              # home: cancelled while it ran
 
@@ -39,18 +44,22 @@ class _Work(asyncio.Future[Any]):
         """Cancel now if it is still queued; else once it has run, whose result is then dropped."""
         if self.done():
             return False
-        if self.pool.withdraw(self):
+        if self.pool.withdraw(self) or self.detached:
             return super().cancel(msg)
         self.cancel_wanted = True
         self.cancel_message = msg
         return True
 
     def complete(self, result: Any, exception: BaseException | None) -> None:       # home
+        if self.done():
+            return                      # detached, and cancelled
         if self.cancel_wanted:
             super().cancel(self.cancel_message)
         elif exception is not None:
             if isinstance(exception, StopIteration):        # a future cannot carry one
                 exception = RuntimeError(f"{self.fn!r} raised StopIteration")
+            elif isinstance(exception, concurrent.futures.CancelledError):
+                exception = asyncio.CancelledError(*exception.args)     # as asyncio translates it
             self.set_exception(exception)
         else:
             self.set_result(result)
@@ -75,9 +84,9 @@ class WorkerPool:
         self._started = 0                               # under _lock: threads ever made
         self._completed = 0                             # under _lock
 
-    def submit(self, fn: Callable[[], T]) -> asyncio.Future[T]:
-        """Queue fn() and return its future (home thread)."""
-        work = _Work(self, fn, self.context.loop)
+    def submit(self, fn: Callable[[], T], *, detached: bool = False) -> asyncio.Future[T]:
+        """Queue fn() and return its future (home thread). detached: see _Work."""
+        work = _Work(self, fn, detached)
         with self._lock:
             if self._stopping:
                 raise ContextClosed(f"the workers of {self.context.name} have ended")
