@@ -4,6 +4,7 @@ What is used of them, and why:
 
   events._set_running_loop, _get_running_loop   a thread that takes the big lock is in the main loop (rule 8)
   tasks._enter_task, _leave_task                a Coroutine is asyncio.current_task() while it runs
+  tasks._current_tasks                          the same, before 3.12
   tasks._register_task, _unregister_task        ... and asyncio.all_tasks() knows it while it waits
   Future._asyncio_future_blocking               how `await future` reaches who drives a coroutine
   BaseEventLoop._run_once, _ready, _scheduled,  one iteration, made re-entrant (rule 12); what a worker left
@@ -23,6 +24,7 @@ import contextvars
 import functools
 import heapq
 import os
+import sys
 import threading
 from asyncio import base_events, events, tasks
 from collections import deque
@@ -59,13 +61,17 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 get_ident = threading.get_ident
 
+_tasks: Any = tasks
 running_loop = events._get_running_loop
 set_running_loop = events._set_running_loop
 enter_task = tasks._enter_task
 leave_task = tasks._leave_task
 register_task = tasks._register_task
 unregister_task = tasks._unregister_task
-current_task = tasks.current_task
+# Called with a loop, always. Before 3.12 it is Python, and its body is this one call: 130 ns less.
+current_task: Callable[[asyncio.AbstractEventLoop], asyncio.Task[Any] | None] = (
+    tasks.current_task if sys.version_info >= (3, 12) else _tasks._current_tasks.get
+)
 
 # A future's callback that is registered with this contextvars.Context is an entry for the ready queue as
 # it stands: it has _run() and _cancelled, and enters a Context of its own. Saves the Handle.
@@ -400,7 +406,14 @@ class HomeLoop(asyncio.SelectorEventLoop):
             timeout = min(max(0, scheduled[0]._when - self.time()), _base.MAXIMUM_SELECT_TIMEOUT)
         else:
             timeout = None
-        found = self._selector.glance() if timeout == 0 else self._selector.sleep(timeout)
+        selector = self._selector
+        if timeout == 0:
+            found = selector.glance()
+        else:
+            # What note_next_timer() does.
+            self.sleeps_until = scheduled[0]._when if scheduled else _FAR
+            polling = selector.polling
+            found = selector.sleep(timeout) if polling is None else selector.look_then_sleep(polling, timeout)
         if found:
             self._queue_found(found)
         if self.inbox.entries:          # a miss is caught before the next sleep, under the inbox's lock
