@@ -34,6 +34,7 @@ LEVEL_OF = {name: level for level, names in enumerate(reversed(LAYERS)) for name
 
 # Bytes in, events and bytes out. A module whose docstring calls it pure in the first line counts too.
 PURE = {
+    "homeloop.block.extents",
     "homeloop.nbd.client_handshake",
     "homeloop.nbd.protocol",
     "homeloop.nbd.handshake",
@@ -42,6 +43,7 @@ PURE = {
     "homeloop.nbd.uri",
 }
 NOT_PURE = {
+    "homeloop.block.extents",
     "asyncio", "concurrent", "logging", "multiprocessing", "os", "select", "selectors", "signal", "socket",
     "ssl", "subprocess", "threading", "time",
 }

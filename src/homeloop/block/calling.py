@@ -21,7 +21,7 @@ from homeloop.core.current import current_context
 from homeloop.core.workers import to_worker
 from homeloop.errors import BlockError, UsageError
 
-__all__ = ["Method", "Turns", "Way", "block_error_of", "method_of", "quick_path_of", "reject_awaitable"]
+__all__ = ["Method", "Turns", "Way", "block_error_of", "has_option", "method_of", "quick_path_of", "reject_awaitable"]
 
 # NBD E2: to the writer, a full quota and a full file are a full device.
 _NO_SPACE: Final = frozenset({errno.EDQUOT, errno.EFBIG})
@@ -132,11 +132,15 @@ class Method:
             except Exception as error:
                 raise block_error_of(error, self.label) from error
         # now() and not fn on the worker: a StopIteration could not pass through a future.
+        return await self.running(self.now, *args, **options)
+
+    async def running(self, fn: Callable[..., object], *args: object, **options: object) -> object:
+        """Way.WORKER: run fn on a worker in this method's turn. It must not raise StopIteration."""
         if self._turns is None:
-            return await _on_worker(self.now, args, options)
+            return await _on_worker(fn, args, options)
         await self._turns.take()
         try:
-            return await _on_worker(self.now, args, options)
+            return await _on_worker(fn, args, options)
         finally:
             self._turns.give()
 
@@ -163,6 +167,18 @@ def method_of(driver: Driver, name: str, thread_model: ThreadModel, turns: Turns
     if thread_model == "inline":
         return Method(fn, label, Way.INLINE, None)
     return Method(fn, label, Way.WORKER, turns if thread_model == "serialised" else None)
+
+
+def has_option(method: Method | None, name: str) -> bool:
+    """Does the driver's method take this keyword? False for one whose signature Python does not know."""
+    if method is None:
+        return False
+    try:
+        parameters = inspect.signature(method.fn).parameters
+    except (TypeError, ValueError):
+        return False
+    found = parameters.get(name)
+    return found is not None and found.kind in (found.KEYWORD_ONLY, found.POSITIONAL_OR_KEYWORD)
 
 
 def quick_path_of(driver: Driver, name: str) -> Callable[..., object] | None:

@@ -30,11 +30,13 @@ from homeloop.block.calling import (
     Turns,
     Way,
     block_error_of,
+    has_option,
     method_of,
     quick_path_of,
     reject_awaitable,
 )
 from homeloop.block.driver import BlockSize, BytesLike, Driver, traits_of
+from homeloop.block.extents import EXTENTS_MAX, Extent, settle
 from homeloop.block.zeroes import ZEROES, are_zeroes
 from homeloop.errors import BlockError, UsageError
 
@@ -116,6 +118,9 @@ class Device:
             method_of(driver, method, traits.thread_model, turns)
             for method in ("read", "write", "flush", "write_fua", "trim", "write_zeroes", "close")
         )
+        self._cache, self._extents = (
+            method_of(driver, method, traits.thread_model, turns) for method in ("cache", "extents")
+        )
         if read is None:
             raise UsageError(f"driver {self._label} has no read method")
         self._read = read
@@ -134,6 +139,8 @@ class Device:
         self.can_fua = self.can_flush
         self.can_trim = self.can_write and self._trim is not None
         self.can_write_zeroes = self.can_write              # emulated if need be
+        self.can_fast_zero = self.can_write and has_option(self._write_zeroes, "fast")
+        self.can_cache = self._cache is not None
         # Without writes the promise is empty, and kept (NBD X7).
         self.can_multi_conn = self.read_only or traits.multi_conn
 
@@ -151,6 +158,7 @@ class Device:
         self._flushes = [0, 0]
         self._trims = [0, 0]
         self._zeroings = [0, 0]
+        self._hints = [0, 0]                                # cache(): not in the statistics
 
     def __repr__(self) -> str:
         return f"<Device {self.name} {self._state.value} size={self.size} in_flight={self.in_flight}>"
@@ -245,24 +253,56 @@ class Device:
         return self._change(self._trims, length, (self._trim, (offset, length), {}), flush=fua)
 
     def write_zeroes(
-        self, offset: int, length: int, *, fua: bool = False, may_trim: bool = True
+        self, offset: int, length: int, *, fua: bool = False, may_trim: bool = True, fast: bool = False
     ) -> Answer[None]:
         """Make these bytes read as zeroes; may_trim: they may become a hole.
 
         A driver without write_zeroes is given zeroes to write, 1 MiB at a time; other requests run in
-        between.
+        between. fast: ENOTSUP at once, and nothing changed, unless it is faster than writing (NBD WZ2).
         """
         self._check_change("write_zeroes", offset, length, fua, self.can_write_zeroes)
+        if fast and not self.can_fast_zero:
+            text = f"fast write_zeroes of {length} bytes at {offset}: driver {self._label} has none"
+            self._fail(BlockError(errno.EINVAL, text))
         if not length:
             return None
         if self._write_zeroes is not None:
-            step: _Step = (self._write_zeroes, (offset, length), {"may_trim": may_trim})
+            options: dict[str, object] = {"may_trim": may_trim, "fast": True} if fast else {"may_trim": may_trim}
+            step: _Step = (self._write_zeroes, (offset, length), options)
             return self._change(self._zeroings, length, step, flush=fua)
         assert self._write is not None, "can_write_zeroes without a write method"
         if length <= len(_ZERO_PIECE):
             step = (self._write, (offset, _ZERO_PIECE[:length]), {})
             return self._change(self._zeroings, length, step, flush=fua)
         return self._change_waiting(self._zeroings, length, self._zeroing_steps(offset, length, fua))
+
+    def cache(self, offset: int, length: int) -> Answer[None]:
+        """Tell the driver that these bytes will be read soon; no more than a hint (NBD CA1)."""
+        self._check_range("cache", offset, length)
+        if self._cache is None:
+            self._fail(BlockError(errno.EINVAL, f"driver {self._label} has no cache"))
+        if not length:
+            return None
+        return self._change(self._hints, length, (self._cache, (offset, length), {}), flush=False)
+
+    def extents(self, offset: int, length: int, *, extents_max: int = EXTENTS_MAX) -> Answer[list[Extent]]:
+        """Tell what the range is made of, from its offset on: see homeloop.block.extents.
+
+        At least one extent and at most `extents_max`; they may end before the range does, never behind it. A
+        driver that cannot tell has data everywhere, which is always a safe answer (NBD BS5). Zero bytes: EINVAL.
+        """
+        self._check_range("extents", offset, length)
+        if not length:
+            self._fail(BlockError(errno.EINVAL, f"extents of no bytes at {offset}"))
+        if self._extents is None:
+            return [(length, False, False)]
+        if self._extents.way is not Way.INLINE:
+            return self._extents_waiting(self._extents, offset, length, extents_max)
+        try:
+            return self._settled(self._extents, offset, length, extents_max)
+        except BlockError:
+            self._errors += 1
+            raise
 
     # Life
 
@@ -341,6 +381,35 @@ class Device:
                 self._errors += 1
                 raise
             return self._read_checked(data, offset, length)
+        finally:
+            self._end()
+
+    def _settled(self, method: Method, offset: int, length: int, extents_max: int) -> list[Extent]:
+        """Call a plain extents method and read what it returns: a generator runs here, too. Any thread."""
+        return self._read_extents(method.now(offset, length), offset, length, extents_max)
+
+    def _read_extents(self, found: object, offset: int, length: int, extents_max: int) -> list[Extent]:
+        label, granule = f"{self._label}.extents", self.block_size.minimum
+        try:
+            return settle(found, label, offset, length, granule=granule, extents_max=extents_max)
+        except BlockError:
+            raise
+        except Exception as error:
+            raise block_error_of(error, label) from error
+
+    async def _extents_waiting(
+        self, method: Method, offset: int, length: int, extents_max: int
+    ) -> list[Extent]:
+        self._begin()
+        try:
+            try:
+                if method.way is Way.WORKER:
+                    reading = method.running(self._settled, method, offset, length, extents_max)
+                    return cast(list[Extent], await reading)
+                return self._read_extents(await method.later(offset, length), offset, length, extents_max)
+            except BlockError:
+                self._errors += 1
+                raise
         finally:
             self._end()
 
@@ -437,6 +506,16 @@ class Device:
                 if not idle.done():                 # done: its drain() was cancelled
                     idle.set_result(None)
 
+    def _check_range(self, kind: str, offset: int, length: int) -> None:
+        if (
+            offset < 0
+            or length < 0
+            or offset + length > self.size
+            or (offset | length) & self._unaligned
+            or self._state is not _State.OPEN
+        ):
+            self._refuse(kind, offset, length)
+
     def _check_change(self, kind: str, offset: int, length: int, fua: bool, can: bool) -> None:
         if (
             offset < 0
@@ -454,7 +533,7 @@ class Device:
     ) -> NoReturn:
         """Raise the BlockError for a request that was found wrong; the first reason in this order."""
         what = f"{kind} of {length} bytes at {offset}"
-        changes = kind not in ("read", "flush")
+        changes = kind not in ("read", "flush", "cache", "extents")
         if self._state is not _State.OPEN:
             error = BlockError(errno.ESHUTDOWN, f"{what}: device {self.name} is {self._state.value}")
         elif changes and self.read_only:

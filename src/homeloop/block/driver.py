@@ -25,6 +25,12 @@ Optional methods; what is missing is not offered, or emulated where the bracket 
     flush()                                     all changes that had returned are stable when this returns
     trim(offset, length)                        a hint: the contents are of no more use
     write_zeroes(offset, length, *, may_trim)   reads as zeroes then; may_trim: as a hole [zeroes are written]
+    write_zeroes(..., *, may_trim, fast)        the same, for one that can tell: fast: at once, or OSError(ENOTSUP)
+                                                and nothing changed, if writing zeroes would be no slower
+    cache(offset, length)                       a hint: the bytes will be read soon
+    extents(offset, length)                     iterable of (length, hole, zero) from offset on, bool twice: hole:
+                                                nothing is allocated; zero: reads as zeroes. At least one; may end
+                                                early, may be a generator [all is data]
     close()                                     nothing is in flight; once, again only if it was cancelled
 
 Each of them, and read, may be `async def`: then it runs as a coroutine at the device's home, several at a

@@ -27,10 +27,12 @@ import io
 import os
 import stat
 import threading
+from collections.abc import Iterator
 from typing import Final
 
 from homeloop.block.driver import SIZE_BYTES_MAX, BytesLike, ThreadModel
-from homeloop.block.holes import is_hole, punch_hole, zero_range
+from homeloop.block.extents import Extent
+from homeloop.block.holes import extents_of, is_hole, punch_hole, zero_range
 from homeloop.block.image_lock import lock_image
 from homeloop.block.zeroes import ZEROES, zeroes
 from homeloop.errors import BlockError, UsageError
@@ -199,17 +201,31 @@ class File:
         """Punch a hole. Where that cannot be done nothing is: it is a hint."""
         punch_hole(self._fd, offset, length)
 
-    def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
-        """Punch a hole if it may be one, else zero the range and keep its space; write zeroes where neither works."""
+    def write_zeroes(self, offset: int, length: int, *, may_trim: bool, fast: bool = False) -> None:
+        """Punch a hole if it may be one, else zero the range and keep its space; write zeroes where neither works.
+
+        fast: ENOTSUP instead of writing zeroes.
+        """
         if may_trim and punch_hole(self._fd, offset, length):
             return
         if zero_range(self._fd, offset, length):
             return
+        if fast:
+            raise OSError(errno.ENOTSUP, f"{self.path}: the file system can zero a range by writing it only")
         while length:
             piece = ZEROES[:length]
             self.write(offset, piece)
             offset += len(piece)
             length -= len(piece)
+
+    def cache(self, offset: int, length: int) -> None:
+        """Let the kernel read ahead, where it can be told to."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """Holes of the file are holes of the image. Blocks: lseek waits for writers of the same file."""
+        return extents_of(self._fd, offset, length)
 
     def close(self) -> None:
         """Close the file, and so unlock the image. Twice is fine."""

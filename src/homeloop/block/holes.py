@@ -11,9 +11,10 @@ import ctypes
 import errno
 import os
 import sys
+from collections.abc import Iterator
 from typing import Final
 
-__all__ = ["is_hole", "punch_hole", "zero_range"]
+__all__ = ["extents_of", "is_hole", "punch_hole", "zero_range"]
 
 # linux/falloc.h
 _KEEP_SIZE: Final = 0x01
@@ -62,6 +63,33 @@ def is_hole(fd: int, offset: int, length: int) -> bool:
         return os.lseek(fd, offset, os.SEEK_DATA) >= offset + length
     except OSError as error:
         return error.errno == errno.ENXIO       # no data from here to the end; EINVAL: not supported
+
+
+def extents_of(fd: int, offset: int, length: int) -> Iterator[tuple[int, bool, bool]]:
+    """Tell data from holes: (length, hole, zero) from offset on; all is data where that cannot be found out."""
+    end = offset + length
+    if not hasattr(os, "SEEK_DATA"):
+        yield length, False, False
+        return
+    while offset < end:
+        try:
+            data = min(os.lseek(fd, offset, os.SEEK_DATA), end)
+        except OSError as error:
+            # ENXIO: no data from here to the end of the file. Anything else: not supported here.
+            beyond = error.errno == errno.ENXIO
+            yield end - offset, beyond, beyond
+            return
+        if data > offset:
+            yield data - offset, True, True
+        offset = data
+        if data < end:
+            try:
+                # There is a hole behind any data: the end of the file counts as one.
+                offset = min(os.lseek(fd, data, os.SEEK_HOLE), end)
+            except OSError:             # ENXIO: the file ends before it now. Data is always a safe answer
+                offset = end
+            if offset > data:           # not so if a hole was punched there meanwhile: look again
+                yield offset - data, False, False
 
 
 def _allocate(fd: int, mode: int, offset: int, length: int) -> bool:

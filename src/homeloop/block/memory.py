@@ -10,9 +10,11 @@ Given back means: to the process. The C library returns it to the system when it
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from homeloop.block.driver import SIZE_BYTES_MAX, BytesLike, ThreadModel
+from homeloop.block.extents import Extent
 from homeloop.block.zeroes import ZEROES, zeroes
 from homeloop.errors import UsageError
 
@@ -21,6 +23,7 @@ __all__ = ["Memory"]
 PAGE_SHIFT: Final = 16
 PAGE: Final = 1 << PAGE_SHIFT
 _IN_PAGE: Final = PAGE - 1
+_PAGES_MAX: Final = 8192        # looked at by one extents()
 
 
 class Memory:
@@ -87,9 +90,27 @@ class Memory:
             for page in range(first, last):
                 pages.pop(page, None)
 
-    def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:
+    def write_zeroes(self, offset: int, length: int, *, may_trim: bool, fast: bool = False) -> None:
         """Zero by giving pages back, also without may_trim: a hole here can always be written again."""
         self.trim(offset, length)
+
+    def cache(self, offset: int, length: int) -> None:
+        """Do nothing: it is as near as it gets."""
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """Pages are data, what is between them is a hole. Of 512 MiB at most: then it is the others' turn."""
+        pages = self._pages
+        end = offset + length
+        number = offset >> PAGE_SHIFT
+        limit = min(-(-end >> PAGE_SHIFT), number + _PAGES_MAX)
+        while number < limit:
+            missing = number not in pages
+            number += 1
+            while number < limit and (number not in pages) is missing:
+                number += 1
+            stop = min(number << PAGE_SHIFT, end)
+            yield stop - offset, missing, missing
+            offset = stop
 
     def close(self) -> None:
         self._pages.clear()
