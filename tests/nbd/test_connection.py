@@ -17,7 +17,7 @@ from tests.nbd import wire
 from tests.nbd.talking import Gated, Reply, talk, turns, until
 
 SIZE = 1 << 20
-EPERM, EIO, EINVAL, ENOSPC = 1, 5, 22, 28
+EPERM, EIO, EINVAL, ENOSPC, ENOTSUP = 1, 5, 22, 28, 95
 
 
 def read(cookie: int, offset: int = 0, length: int = 512, flags: int = 0) -> bytes:
@@ -41,6 +41,13 @@ class Strict(NoFlush):
     """A driver with blocks."""
 
     block_size_min = 512
+
+
+class Slow(NoFlush):
+    """A driver that is not supported by what it stands on."""
+
+    def write_zeroes(self, offset: int, length: int, *, may_trim: bool, fast: bool = False) -> None:
+        raise OSError(errno.EOPNOTSUPP, "only by writing")
 
 
 class Broken(NoFlush):
@@ -132,14 +139,21 @@ ANSWERS: list[tuple[str, Any, bytes, int]] = [
     ("x10_fua_on_trim", Memory, wire.request(wire.TRIM, 1, 0, 512, wire.FUA), 0),
     ("x10_fua_on_flush", Memory, wire.request(wire.FLUSH, 1, flags=wire.FUA), 0),
     ("x9_unknown_command", Memory, wire.request(4711), EINVAL),
-    ("x9_cache", Memory, wire.request(wire.CACHE, 1, 0, 512), EINVAL),
+    ("ca1_cache", Memory, wire.request(wire.CACHE, 1, 0, SIZE), 0),
+    ("ca1_unknown_flag", Memory, wire.request(wire.CACHE, 1, 0, 512, wire.DF), EINVAL),
+    ("ca1_past_the_end", Memory, wire.request(wire.CACHE, 1, 0, SIZE + 1), EINVAL),
+    ("ca1_cache_not_offered", NoFlush, wire.request(wire.CACHE, 1, 0, 512), EINVAL),
     ("x9_df_without_structured_replies", Memory, read(1, flags=wire.DF), EINVAL),
     ("x9_no_hole_on_write", Memory, wire.write(1, 0, b"x", wire.NO_HOLE), EINVAL),
     ("x9_unknown_flag", Memory, read(1, flags=0x8000), EINVAL),
     ("x9_fua_not_offered", NoFlush, wire.write(1, 0, b"x", wire.FUA), EINVAL),
     ("d4_flush_not_offered", NoFlush, wire.request(wire.FLUSH), EINVAL),
     ("x5_trim_not_offered", NoFlush, wire.request(wire.TRIM, 1, 0, 512), EINVAL),
-    ("wz2_fast_zero_not_offered", Memory, wire.request(wire.WRITE_ZEROES, 1, 0, 1, wire.FAST_ZERO), EINVAL),
+    ("wz2_fast_zero", Memory, wire.request(wire.WRITE_ZEROES, 1, 0, SIZE, wire.FAST_ZERO | wire.NO_HOLE), 0),
+    ("wz2_fast_zero_is_slow", Slow, wire.request(wire.WRITE_ZEROES, 1, 0, 1, wire.FAST_ZERO), ENOTSUP),
+    ("wz2_slow_without_fast_zero", Slow, wire.request(wire.WRITE_ZEROES, 1, 0, 1), EINVAL),
+    ("wz2_fast_zero_past_the_end", Memory, wire.request(wire.WRITE_ZEROES, 1, SIZE, 1, wire.FAST_ZERO), ENOSPC),
+    ("wz2_fast_zero_not_offered", NoFlush, wire.request(wire.WRITE_ZEROES, 1, 0, 1, wire.FAST_ZERO), EINVAL),
     ("bs1_block_status", Memory, wire.request(wire.BLOCK_STATUS, 1, 0, 512), EINVAL),
     ("e1_read_past_the_end", Memory, read(1, SIZE - 1, 2), EINVAL),
     ("e1_read_far_past_the_end", Memory, read(1, 2**64 - 1, 1), EINVAL),

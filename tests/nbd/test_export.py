@@ -11,6 +11,7 @@ from homeloop.block.memory import Memory
 from homeloop.nbd.export import Export, transmission_flags
 
 HAS_FLAGS, READ_ONLY, FLUSH, FUA, TRIM, WRITE_ZEROES, MULTI_CONN = 1, 2, 4, 8, 0x20, 0x40, 0x100
+CACHE, FAST_ZERO = 0x400, 0x800
 
 
 class ReadOnly:
@@ -30,7 +31,7 @@ class NoFlush(ReadOnly):
 
 
 @pytest.mark.parametrize(("driver", "read_only", "flags"), [
-    (Memory(4096), False, HAS_FLAGS | FLUSH | FUA | TRIM | WRITE_ZEROES | MULTI_CONN),
+    (Memory(4096), False, HAS_FLAGS | FLUSH | FUA | TRIM | WRITE_ZEROES | MULTI_CONN | CACHE | FAST_ZERO),
     (NoFlush(), False, HAS_FLAGS | WRITE_ZEROES),
     (ReadOnly(), True, HAS_FLAGS | READ_ONLY | MULTI_CONN),
 ])
@@ -41,7 +42,8 @@ def test_x4_flags(driver: Any, read_only: bool, flags: int) -> None:
 def test_x4_a_writable_device_exported_read_only() -> None:
     flags = transmission_flags(Device(Memory(4096)), True)
     assert flags & READ_ONLY
-    assert not flags & (TRIM | WRITE_ZEROES)
+    assert not flags & (TRIM | WRITE_ZEROES | FAST_ZERO)
+    assert flags & CACHE
 
 
 @pytest.mark.parametrize(("limit", "maximum"), [(1 << 24, 1 << 24), (1 << 30, 1 << 25)])

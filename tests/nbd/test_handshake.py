@@ -100,7 +100,7 @@ def test_h9_names_in_export_name(name: bytes) -> None:
         Talk().say(wire.option(wire.EXPORT_NAME, name))
 
 
-@pytest.mark.parametrize("number", [0, wire.PEEK, wire.LIST_META, wire.SET_META, wire.EXT, 12, 0x7654321])
+@pytest.mark.parametrize("number", [0, wire.PEEK, wire.EXT, 12, 0x7654321])
 def test_b3_unknown_option_is_skipped(number: int) -> None:
     talk = Talk()
     assert talk.say_kinds(wire.option(number, b"data"), wire.option(wire.LIST)) == [
@@ -303,10 +303,124 @@ def test_exports_are_looked_up_when_asked() -> None:
     assert talk.say_kinds(wire.info(wire.GO, "disk")) == [wire.UNKNOWN]
 
 
+# Meta contexts
+
+
+ALLOCATION = b"base:allocation"
+
+
+def meta_talk() -> Talk:
+    talk = Talk()
+    assert talk.say_kinds(wire.option(wire.STRUCTURED)) == [wire.ACK]
+    return talk
+
+
+def contexts(answers: list[OptionAnswer]) -> list[tuple[int, bytes]]:
+    """The contexts in a reply that is in order: (id, name) of each."""
+    assert answers[-1].kind == wire.ACK
+    assert {answer.kind for answer in answers[:-1]} <= {wire.META_REPLY}
+    return [(int.from_bytes(answer.data[:4], "big"), answer.data[4:]) for answer in answers[:-1]]
+
+
+@pytest.mark.parametrize("number", [wire.LIST_META, wire.SET_META])
+def test_mc1_not_before_structured_replies(number: int) -> None:
+    assert Talk().say_kinds(wire.meta(number, "disk", ("base:allocation",))) == [wire.INVALID]
+
+
+@pytest.mark.parametrize(("queries", "listed"), [
+    ((), True), (("base:",), True), (("base:allocation",), True), (("x-y:z", "base:allocation", "base:"), True),
+    (("base:alloc",), False), (("qemu:dirty-bitmap:x",), False), (("base",), False), (("",), False),
+])
+def test_mc4_mc5_mc9_list(queries: tuple[str, ...], listed: bool) -> None:
+    answers = meta_talk().say(wire.meta(wire.LIST_META, "disk", queries))
+    assert contexts(answers) == ([(0, ALLOCATION)] if listed else [])
+
+
+@pytest.mark.parametrize(("queries", "selected"), [
+    (("base:allocation",), True), (("x-y:z", "base:allocation", "base:allocation"), True),
+    ((), False), (("base:",), False), (("base:alloc",), False), (("no colon",), False), (("x-y:",), False),
+])
+def test_mc3_mc7_mc9_mc10_set(queries: tuple[str, ...], selected: bool) -> None:
+    talk = meta_talk()
+    found = contexts(talk.say(wire.meta(wire.SET_META, "disk", queries)))
+    talk.say(wire.info(wire.GO, "disk"))
+    assert isinstance(talk.end, Negotiated)
+    number = talk.end.agreed.allocation_id
+    assert found == ([(number, ALLOCATION)] if selected else [])
+    assert (number is not None) == selected
+
+
+def test_mc4_listing_selects_nothing() -> None:
+    talk = meta_talk()
+    talk.say(wire.meta(wire.LIST_META, "disk", ("base:allocation",)), wire.info(wire.GO, "disk"))
+    assert talk.end == Negotiated(export=DISK, leftover=b"", agreed=Agreed(structured=True))
+
+
+@pytest.mark.parametrize(("again", "kind"), [
+    (wire.meta(wire.SET_META, "disk"), wire.ACK),
+    (wire.meta(wire.SET_META, "no", ("base:allocation",)), wire.UNKNOWN),
+    (wire.option(wire.SET_META, b"\0"), wire.INVALID),
+    (wire.option(wire.SET_META, bytes(LIMITS.option_bytes_max + 1)), wire.TOO_BIG),
+])
+def test_mc7_the_last_one_counts_also_when_it_fails(again: bytes, kind: int) -> None:
+    talk = meta_talk()
+    talk.say(wire.meta(wire.SET_META, "disk", ("base:allocation",)))
+    assert talk.say_kinds(again) == [kind]
+    talk.say(wire.info(wire.GO, "disk"))
+    assert isinstance(talk.end, Negotiated)
+    assert talk.end.agreed.allocation_id is None
+
+
+def test_bs1_what_was_selected_for_another_export_does_not_count() -> None:
+    talk = meta_talk()
+    talk.say(wire.meta(wire.SET_META, "other", ("base:allocation",)))
+    talk.say(wire.info(wire.INFO, "other"))
+    talk.say(wire.info(wire.GO, "disk"))
+    assert isinstance(talk.end, Negotiated)
+    assert talk.end.agreed.allocation_id is None
+
+
+@pytest.mark.parametrize(("data", "kind"), [
+    (b"", wire.INVALID),
+    (bytes(7), wire.INVALID),
+    (b"\0\0\0\x05disk\0\0\0\0", wire.INVALID),                                 # the name's length
+    (b"\xff\xff\xff\xffdisk\0\0\0\0", wire.INVALID),
+    (b"\0\0\0\x04disk\0\0\0\x01", wire.INVALID),                               # no query there
+    (b"\0\0\0\x04disk\xff\xff\xff\xff\0\0\0\0", wire.INVALID),
+    (b"\0\0\0\x04disk\0\0\0\x01\0\0\0\x02a", wire.INVALID),                    # the query's length
+    (b"\0\0\0\x04disk\0\0\0\x02\0\0\0\x04aaaa", wire.INVALID),                 # the second query's
+    (b"\0\0\0\x04disk\0\0\0\x00x", wire.INVALID),                              # something behind
+    (b"\0\0\0\x04disk\0\0\0\x01\0\0\0\x01\0", wire.INVALID),                   # NUL
+    (b"\0\0\0\x04disk\0\0\0\x01\0\0\0\x01\xff", wire.INVALID),                 # UTF-8
+    (b"\0\0\0\x04disk\0\0\0\x01\0\0\x10\x01" + b"a" * 4097, wire.TOO_BIG),
+    (b"\0\0\0\x02no\0\0\0\0", wire.UNKNOWN),
+])
+@pytest.mark.parametrize("number", [wire.LIST_META, wire.SET_META])
+def test_mc3_malformed(number: int, data: bytes, kind: int) -> None:
+    """Answered, and the next option is heard."""
+    assert meta_talk().say_kinds(wire.option(number, data), wire.option(wire.LIST)) == [
+        kind, wire.SERVER, wire.SERVER, wire.ACK,
+    ]
+
+
+def test_mc3_many_queries_are_no_work() -> None:
+    talk = meta_talk()
+    data = b"\0\0\0\x04disk" + struct.pack(">I", 2000) + bytes(8000)
+    assert talk.say_kinds(wire.option(wire.LIST_META, data)) == [wire.ACK]
+
+
 SESSIONS = st.lists(
     st.one_of(
         st.tuples(st.integers(2, 14), st.binary(max_size=40)).map(lambda o: wire.option(*o)),
         st.sampled_from(["", "disk", "no"]).map(lambda name: wire.info(wire.INFO, name, (1, 2, 3, 9))),
+        st.just(wire.option(wire.STRUCTURED)),
+        st.builds(
+            wire.meta, st.sampled_from([wire.LIST_META, wire.SET_META]), st.sampled_from(["", "disk", "no"]),
+            st.lists(st.sampled_from(["base:", "base:allocation", b"\xff", "x"]), max_size=3).map(tuple),
+        ),
+        st.tuples(st.sampled_from([wire.LIST_META, wire.SET_META]), st.binary(max_size=40)).map(
+            lambda o: wire.option(*o)
+        ),
         st.just(wire.option(wire.GO, bytes(LIMITS.option_bytes_max + 3))),
     ),
     max_size=6,

@@ -6,6 +6,7 @@ Each runs twice where it moves data: against a device that answers inline, and o
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import json
 import os
@@ -18,11 +19,13 @@ from typing import Any
 
 import pytest
 
+from homeloop.block.file import File
 from homeloop.block.memory import Memory
 from homeloop.core.runtime import run
 from homeloop.core.workers import to_worker
 from homeloop.nbd.client import connect
 from homeloop.nbd.serving import serve
+from tests.block.images import allocated_bytes, need_holes
 
 SIZE = 16 << 20
 LIMIT_S = 40
@@ -179,10 +182,13 @@ def refused(request, *args):
         return error.errno
     return None
 
-assert refused(h.cache, 512, 0) == "EINVAL"
+assert refused(h.cache, 512, 0) is None
+assert refused(h.cache, 512, h.get_size()) == "EINVAL"
 assert h.get_structured_replies_negotiated() and h.can_df()
 assert h.pread(70000, 0, nbd.CMD_FLAG_DF) == bytes(70000)
-assert refused(h.zero, 512, 0, nbd.CMD_FLAG_FAST_ZERO) == "EINVAL"
+assert refused(h.zero, 512, 0, nbd.CMD_FLAG_FAST_ZERO) is None
+assert refused(h.zero, 512, 0, nbd.CMD_FLAG_FAST_ZERO | nbd.CMD_FLAG_NO_HOLE) is None
+assert refused(h.block_status, 512, 0, lambda *_: 0) == "EINVAL"        # no context was asked for
 assert refused(h.pread, 512, h.get_size()) == "EINVAL"
 assert refused(h.pwrite, b"x", h.get_size()) == "ENOSPC"
 assert refused(h.trim, 512, h.get_size()) == "EINVAL"
@@ -237,6 +243,105 @@ assert h.can_df() == structured
                 await tell("nbdsh", "-c", f"uri = {uri!r}; structured = {structured}", "-c", script)
                 async with connect(uri) as client:
                     await client.trim(0, SIZE)
+
+    run(main())
+
+
+def sparse(path: Path) -> Path:
+    """2 MiB of data behind 4 MiB of hole, and a hole behind it."""
+    with path.open("wb") as file:
+        file.truncate(SIZE)
+        file.seek(4 << 20)
+        file.write(b"data" * (1 << 19))
+    return path
+
+
+def devices_of(path: Path) -> list[Any]:
+    """The same content in memory and in a file."""
+    memory = Memory(SIZE)
+    memory.write(4 << 20, b"data" * (1 << 19))
+    return [memory, File(path, read_only=True)]
+
+
+MAP = [(0, 4 << 20, 3), (4 << 20, 2 << 20, 0), (6 << 20, 10 << 20, 3)]
+
+
+@pytest.mark.foreign("nbdinfo")
+def test_nbdinfo_map(tmp_path: Path) -> None:
+    need_holes(tmp_path)
+
+    async def main() -> None:
+        for device in devices_of(sparse(tmp_path / "source")):
+            async with serve(device) as uri:
+                told = json.loads(await tell("nbdinfo", "--json", "--map", uri))
+                assert [(one["offset"], one["length"], one["type"]) for one in told] == MAP
+                told = json.loads(await tell("nbdinfo", "--json", uri))
+                assert told["exports"][0]["contexts"] == ["base:allocation"]
+
+    run(main())
+
+
+@pytest.mark.foreign("nbdcopy")
+def test_nbdcopy_keeps_holes(tmp_path: Path) -> None:
+    need_holes(tmp_path)
+    source = sparse(tmp_path / "source")
+
+    async def main() -> None:
+        for device in devices_of(source):
+            async with serve(device) as uri:
+                target, into = tmp_path / "target", Memory(SIZE)
+                target.unlink(missing_ok=True)
+                await tell("nbdcopy", uri, target)
+                assert target.read_bytes() == source.read_bytes()
+                assert allocated_bytes(target) <= 3 << 20
+                async with serve(into) as other:
+                    await tell("nbdcopy", uri, other)
+                    assert into.allocated_bytes == 2 << 20
+
+    run(main())
+
+
+@pytest.mark.foreign("qemu-img")
+def test_qemu_img_sees_holes(tmp_path: Path) -> None:
+    need_holes(tmp_path)
+    source = sparse(tmp_path / "source")
+
+    async def main() -> None:
+        for device in devices_of(source):
+            async with serve(device) as uri:
+                told = json.loads(await tell("qemu-img", "map", "-f", "raw", "--output=json", uri))
+                assert [(one["start"], one["length"]) for one in told if one["data"]] == [MAP[1][:2]]
+                await tell("qemu-img", "convert", "-f", "raw", "-O", "raw", uri, tmp_path / "target")
+                assert allocated_bytes(tmp_path / "target") <= 3 << 20
+                assert "identical" in await tell("qemu-img", "compare", "-f", "raw", "-F", "raw", source, uri)
+
+    run(main())
+
+
+@pytest.mark.foreign("nbdsh")
+def test_wz2_nbdsh_fast_zero_that_is_slow() -> None:
+    class Slow(Memory):
+        def write_zeroes(self, offset: int, length: int, *, may_trim: bool, fast: bool = False) -> None:
+            if fast:
+                raise OSError(errno.EOPNOTSUPP, "only by writing")
+            super().write_zeroes(offset, length, may_trim=may_trim)
+
+    script = """
+h.connect_uri(uri)
+h.pwrite(b"x" * 512, 0)
+try:
+    h.zero(512, 0, nbd.CMD_FLAG_FAST_ZERO)
+    print("not refused")
+except nbd.Error as error:
+    assert error.errno == "ENOTSUP", error.errno
+assert h.pread(512, 0) == b"x" * 512
+h.zero(512, 0)
+assert h.pread(512, 0) == bytes(512)
+"""
+
+    async def main() -> None:
+        async with serve(Slow(SIZE)) as uri:
+            assert "not refused" not in await tell("nbdsh", "-c", f"uri = {uri!r}", "-c", script)
 
     run(main())
 

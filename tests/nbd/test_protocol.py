@@ -34,6 +34,12 @@ def test_x13_reserved_errors_are_not_sent(number: int) -> None:
     assert wire_errno(number) == 22
 
 
+def test_wz2_x13_enotsup_is_for_fast_zero() -> None:
+    assert wire_errno(errno.ENOTSUP, fast_zero=True) == wire_errno(errno.EOPNOTSUPP, fast_zero=True) == 95
+    assert wire_errno(errno.EOVERFLOW, fast_zero=True) == 22
+    assert wire_errno(errno.ENOSPC, fast_zero=True) == 28
+
+
 def test_w2_an_error_is_never_zero() -> None:
     assert all(wire_errno(number) for number in range(-5, 200))
 

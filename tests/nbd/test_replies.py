@@ -31,8 +31,9 @@ def test_layouts() -> None:
     assert pack_data_header(COOKIE, OFFSET, 5) + b"abcde" == chunk(1, struct.pack(">Q", OFFSET) + b"abcde")
     assert pack_hole(COOKIE, OFFSET, 2**32 - 1) == chunk(2, struct.pack(">QI", OFFSET, 2**32 - 1))
     assert pack_error(COOKIE, 5, "é") == chunk(32769, struct.pack(">IH", 5, 2) + b"\xc3\xa9")
-    extents = [(512, 3), (2**32 - 1, 0)]
-    assert pack_block_status(COOKIE, 7, extents) == chunk(5, struct.pack(">IIIII", 7, 512, 3, 2**32 - 1, 0))
+    extents = [(512, True, True), (2**32 - 1, False, False), (1, True, False), (2, False, True)]
+    told = struct.pack(">9I", 7, 512, 3, 2**32 - 1, 0, 1, 1, 2, 2)
+    assert pack_block_status(COOKIE, 7, extents) == chunk(5, told)
 
 
 def test_r4_none_is_empty_and_last() -> None:

@@ -18,12 +18,22 @@ from tests.nbd.talking import Chunk, Gated, Reply, data_chunk, error_chunk, talk
 
 SIZE = 1 << 20
 AGREED = Agreed(structured=True)
-NONE, HOLE = 0, 2
+SELECTED = Agreed(structured=True, allocation_id=7)
+NONE, HOLE, BLOCK_STATUS = 0, 2, 5
 EIO, EINVAL, ENOSPC = 5, 22, 28
 
 
 def read(cookie: int, offset: int = 0, length: int = 512, flags: int = 0) -> bytes:
     return wire.request(wire.READ, cookie, offset, length, flags)
+
+
+def status(cookie: int, offset: int = 0, length: int = 512, flags: int = 0) -> bytes:
+    return wire.request(wire.BLOCK_STATUS, cookie, offset, length, flags)
+
+
+def extents(cookie: int, *told: int) -> Chunk:
+    """(length, flags) of each, flat."""
+    return Chunk(cookie, BLOCK_STATUS, struct.pack(f">{1 + len(told)}I", 7, *told))
 
 
 def hole(cookie: int, offset: int, length: int) -> Chunk:
@@ -128,6 +138,7 @@ def test_r3_r8_errors_carry_the_exceptions_text(make: Any) -> None:
     (wire.write(1, SIZE, b"x"), ENOSPC),
     (wire.write(1, 0, b"x", wire.DF), EINVAL),
     (wire.request(4711, 1), EINVAL),
+    (status(1), EINVAL),
 ])
 def test_r3_whatever_is_wrong_is_answered_by_an_error_chunk(request_: bytes, error: int) -> None:
     async def main() -> None:
@@ -217,5 +228,104 @@ def test_random_requests_against_a_model(seed: int) -> None:
                         assert not any(model[offset:offset + length])
                     else:
                         assert chunk == data_chunk(cookie, offset, bytes(model[offset:offset + length]))
+
+    asyncio.run(main())
+
+
+# BLOCK_STATUS
+
+
+class MappedLater(Memory):
+    """Memory that others may run before it says where it is."""
+
+    async def extents(self, offset: int, length: int) -> Any:  # type: ignore[override]
+        await asyncio.sleep(0)
+        return super().extents(offset, length)
+
+
+mapped = pytest.mark.parametrize("make", [Memory, MappedLater])
+
+
+@mapped
+def test_bs2_bs3_extents(make: Any) -> None:
+    """Holes are told with both bits, data with none; REQ_ONE gets one, no longer than asked."""
+    async def main() -> None:
+        driver = make(SIZE)
+        driver.write(131072, b"x" * 65536)
+        async with talk(driver, agreed=SELECTED) as t:
+            await t.client.send(status(1, 0, SIZE))
+            assert await t.client.chunk() == extents(1, 131072, 3, 65536, 0, SIZE - 196608, 3)
+            await t.client.send(status(2, 0, SIZE, wire.REQ_ONE))
+            assert await t.client.chunk() == extents(2, 131072, 3)
+            await t.client.send(status(3, 130560, 512, wire.REQ_ONE | wire.FUA))
+            assert await t.client.chunk() == extents(3, 512, 3)
+            await t.client.send(status(4, 130560, 1024))
+            assert await t.client.chunk() == extents(4, 512, 3, 512, 0)
+
+    asyncio.run(main())
+
+
+def test_bs5_a_driver_that_cannot_tell() -> None:
+    async def main() -> None:
+        async with talk(Failing(), agreed=SELECTED) as t:
+            await t.client.send(status(1, 5, SIZE - 5))
+            assert await t.client.chunk() == extents(1, SIZE - 5, 0)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("request_", [
+    status(1, 0, 0), status(1, 0, SIZE + 1), status(1, SIZE, 1), status(1, 2**64 - 1, 1), status(1, flags=wire.DF),
+])
+def test_e1_x14_bs1_block_status_refused(request_: bytes) -> None:
+    async def main() -> None:
+        async with talk(Memory(SIZE), agreed=SELECTED) as t:
+            await t.client.send(request_ + status(2))
+            chunk = await t.client.chunk()
+            assert (chunk.kind, struct.unpack_from(">I", chunk.payload)) == (32769, (EINVAL,))
+            assert await t.client.chunk() == extents(2, 512, 3)
+
+    asyncio.run(main())
+
+
+def test_r8_a_driver_whose_extents_fail() -> None:
+    class Lost(Failing):
+        def extents(self, offset: int, length: int) -> Any:
+            return 7
+
+    text = "Lost.extents returned int, not an iterable of extents"
+
+    async def main() -> None:
+        async with talk(Lost(), agreed=SELECTED) as t:
+            await t.client.send(status(1))
+            assert await t.client.chunk() == error_chunk(1, EIO, text)
+
+    asyncio.run(main())
+
+
+def test_bs4_r10_an_answer_has_a_limit() -> None:
+    """Of a map with a hole in every second page the first extents are told; no chunk is above the payload limit."""
+    async def main() -> None:
+        size = 4096 << 16
+        driver = Memory(size)
+        for page in range(0, 4096, 2):
+            driver.write(page << 16, b"x")
+        for limit, told in ((1 << 25, 1024), (4096, 512)):
+            async with talk(driver, agreed=SELECTED, payload_bytes_max=limit) as t:
+                await t.client.send(status(1, 0, size))
+                assert await t.client.chunk() == extents(1, *[65536, 0, 65536, 3] * (told // 2))
+
+    asyncio.run(main())
+
+
+def test_wz2_enotsup_has_a_text() -> None:
+    class Slow(Memory):
+        def write_zeroes(self, offset: int, length: int, *, may_trim: bool, fast: bool = False) -> None:
+            raise OSError(errno.ENOTSUP, "slow")
+
+    async def main() -> None:
+        async with talk(Slow(SIZE), agreed=AGREED) as t:
+            await t.client.send(wire.request(wire.WRITE_ZEROES, 1, 0, 512, wire.FAST_ZERO))
+            assert await t.client.chunk() == error_chunk(1, 95, "Slow.write_zeroes: OSError: [Errno 95] slow")
 
     asyncio.run(main())

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 IHAVEOPT = 0x49484156454F5054
 EXPORT_NAME, ABORT, LIST, PEEK, STARTTLS, INFO, GO, STRUCTURED, LIST_META, SET_META, EXT = range(1, 12)
-ACK, SERVER, INFO_REPLY = 1, 2, 3
+ACK, SERVER, INFO_REPLY, META_REPLY = 1, 2, 3, 4
 UNSUP, POLICY, INVALID, PLATFORM, TLS_REQD, UNKNOWN, SHUTDOWN, BLOCK_SIZE_REQD, TOO_BIG = (
     (1 << 31) + n for n in range(1, 10)
 )
@@ -38,6 +38,16 @@ def option(number: int, data: bytes = b"") -> bytes:
 def info(number: int, name: str = "", types: tuple[int, ...] = ()) -> bytes:
     raw = name.encode()
     data = struct.pack(">I", len(raw)) + raw + struct.pack(f">H{len(types)}H", len(types), *types)
+    return option(number, data)
+
+
+def meta(number: int, name: str = "", queries: tuple[str | bytes, ...] = ()) -> bytes:
+    """LIST_META or SET_META."""
+    raw = name.encode()
+    data = struct.pack(">I", len(raw)) + raw + struct.pack(">I", len(queries))
+    for query in queries:
+        query = query.encode() if isinstance(query, str) else query
+        data += struct.pack(">I", len(query)) + query
     return option(number, data)
 
 

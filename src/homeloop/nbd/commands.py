@@ -10,9 +10,10 @@ import errno
 from typing import Any, Final
 
 from homeloop.block.device import Device
+from homeloop.block.extents import EXTENTS_MAX
 from homeloop.errors import BlockError
 from homeloop.nbd.handshake import Agreed
-from homeloop.nbd.protocol import Command, CommandFlag
+from homeloop.nbd.protocol import BLOCK_STATUS_EXTENT, Command, CommandFlag
 
 __all__ = ["Commands"]
 
@@ -20,12 +21,16 @@ _READ: Final = Command.READ.value
 _WRITE: Final = Command.WRITE.value
 _FLUSH: Final = Command.FLUSH.value
 _TRIM: Final = Command.TRIM.value
+_CACHE: Final = Command.CACHE.value
 _WRITE_ZEROES: Final = Command.WRITE_ZEROES.value
+_BLOCK_STATUS: Final = Command.BLOCK_STATUS.value
 _CHANGES: Final = frozenset({_WRITE, _TRIM, _WRITE_ZEROES})
 _WITH_PAYLOAD: Final = frozenset({_READ, _WRITE})
 _FUA: Final = CommandFlag.FUA.value
 _NO_HOLE: Final = CommandFlag.NO_HOLE.value
 _DF: Final = CommandFlag.DF.value
+_REQ_ONE: Final = CommandFlag.REQ_ONE.value
+_FAST_ZERO: Final = CommandFlag.FAST_ZERO.value
 
 
 class Commands:
@@ -35,6 +40,8 @@ class Commands:
         self._device = device
         self._read_only = read_only or device.read_only
         self._payload_bytes_max = payload_bytes_max
+        # R10: a status chunk is no larger than a payload may be.
+        self._extents_max = max(1, min(EXTENTS_MAX, payload_bytes_max // BLOCK_STATUS_EXTENT.size))
         self._flags_allowed = _flags_allowed(device, agreed)
 
     def ask(self, command: int, flags: int, offset: int, length: int, payload: memoryview | None) -> Any:
@@ -56,8 +63,13 @@ class Commands:
             return device.flush()
         if command == _TRIM:
             return device.trim(offset, length, fua=fua)
+        if command == _CACHE:
+            return device.cache(offset, length)
+        if command == _BLOCK_STATUS:
+            return device.extents(offset, length, extents_max=1 if flags & _REQ_ONE else self._extents_max)
         assert command == _WRITE_ZEROES, command
-        return device.write_zeroes(offset, length, fua=fua, may_trim=not flags & _NO_HOLE)
+        may_trim, fast = not flags & _NO_HOLE, bool(flags & _FAST_ZERO)
+        return device.write_zeroes(offset, length, fua=fua, may_trim=may_trim, fast=fast)
 
 
 def _flags_allowed(device: Device, agreed: Agreed) -> dict[int, int]:
@@ -71,5 +83,9 @@ def _flags_allowed(device: Device, agreed: Agreed) -> dict[int, int]:
     if device.can_trim:
         allowed[_TRIM] = fua
     if device.can_write_zeroes:
-        allowed[_WRITE_ZEROES] = fua | _NO_HOLE
+        allowed[_WRITE_ZEROES] = fua | _NO_HOLE | (_FAST_ZERO if device.can_fast_zero else 0)
+    if device.can_cache:
+        allowed[_CACHE] = fua
+    if agreed.allocation_id is not None:  # BS1
+        allowed[_BLOCK_STATUS] = fua | _REQ_ONE
     return allowed

@@ -42,7 +42,14 @@ from homeloop.nbd.protocol import (
     CommandFlag,
     wire_errno,
 )
-from homeloop.nbd.replies import pack_data_header, pack_error, pack_hole, pack_none, pack_simple_reply
+from homeloop.nbd.replies import (
+    pack_block_status,
+    pack_data_header,
+    pack_error,
+    pack_hole,
+    pack_none,
+    pack_simple_reply,
+)
 from homeloop.nbd.sending import SendQueue
 from homeloop.nbd.transmission import Request, RequestReader
 
@@ -54,7 +61,9 @@ _Asked: TypeAlias = tuple[int, int, int, int, int]
 
 _READ: Final = Command.READ.value
 _DISC: Final = Command.DISC.value
+_BLOCK_STATUS: Final = Command.BLOCK_STATUS.value
 _DF: Final = CommandFlag.DF.value
+_FAST_ZERO: Final = CommandFlag.FAST_ZERO.value
 _DATA: Final = ChunkType.OFFSET_DATA.value
 _pack_simple: Final = SIMPLE_REPLY.pack
 _pack_data: Final = DATA_CHUNK.pack
@@ -140,6 +149,7 @@ class Connection:
         self._payload_bytes_max = min(device.block_size.maximum, self._limits.payload_bytes_max)
         agreed = agreed if agreed is not None else Agreed()
         self._structured = agreed.structured
+        self._allocation_id = agreed.allocation_id
         self._commands = Commands(
             device, agreed, read_only=read_only, payload_bytes_max=self._payload_bytes_max
         )
@@ -387,7 +397,10 @@ class Connection:
         """Queue the reply to a request that succeeded. The hot path of READ has its own."""
         command, flags, cookie, offset, length = asked
         append = self._out.append
-        if command != _READ:
+        if command == _BLOCK_STATUS:
+            assert self._allocation_id is not None, "asked for a context that was not selected"
+            append(pack_block_status(cookie, self._allocation_id, result))
+        elif command != _READ:
             append(pack_simple_reply(0, cookie))  # R3: also where structured ones are agreed; the shorter one
         elif not self._structured:
             append(pack_simple_reply(0, cookie))
@@ -402,9 +415,9 @@ class Connection:
 
     def _refuse(self, asked: _Asked, error: BlockError) -> None:
         """Queue the reply to a request that failed."""
-        _command, _flags, cookie, _offset, _length = asked
+        _command, flags, cookie, _offset, _length = asked
         self._errors += 1
-        number = wire_errno(error.errno)
+        number = wire_errno(error.errno, fast_zero=bool(flags & _FAST_ZERO))
         if self._structured:
             self._out.append(pack_error(cookie, number, error.text))
         else:

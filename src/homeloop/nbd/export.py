@@ -38,6 +38,8 @@ def transmission_flags(device: Device, read_only: bool) -> TransmissionFlag:
         TransmissionFlag.SEND_FUA: device.can_fua,
         TransmissionFlag.SEND_TRIM: device.can_trim and not read_only,
         TransmissionFlag.SEND_WRITE_ZEROES: device.can_write_zeroes and not read_only,
+        TransmissionFlag.SEND_FAST_ZERO: device.can_fast_zero and not read_only,
+        TransmissionFlag.SEND_CACHE: device.can_cache,
         TransmissionFlag.READ_ONLY: read_only,
         TransmissionFlag.CAN_MULTI_CONN: device.can_multi_conn,
     }

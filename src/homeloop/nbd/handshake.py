@@ -10,7 +10,7 @@
 One option is one turn, so that who drives this can send (and wait for a slow client) between two of them: a
 16-byte LIST may have an answer of a hundred kilobytes. Held at any time: what the caller fed and did not yet
 drain by next_turn(), and at most one option's data. No sockets, clock or asyncio here. NOTLS mode: what is not
-served (STARTTLS, contexts, extended headers) is answered ERR_UNSUP, as any unknown option is.
+served (STARTTLS, extended headers) is answered ERR_UNSUP, as any unknown option is.
 
 Source: doc/proto.md, "Handshake phase"; the ids (H4, EN1...) are those of the test names.
 """
@@ -24,6 +24,7 @@ from typing import Final
 
 from homeloop.errors import PeerError
 from homeloop.nbd.protocol import (
+    BASE_ALLOCATION,
     CLIENT_FLAGS,
     EXPORT_NAME_REPLY,
     EXPORT_NAME_ZEROES,
@@ -50,8 +51,14 @@ __all__ = ["Agreed", "Ended", "ExportInfo", "Handshake", "HandshakeLimits", "Neg
 _U32: Final = struct.Struct(">I")
 _U16: Final = struct.Struct(">H")
 _INFO_REQUEST_BYTES_MIN: Final = _U32.size + _U16.size
+_META_REQUEST_BYTES_MIN: Final = _U32.size + _U32.size
+_LISTED_ID: Final = 0  # MC5
+_ALLOCATION_ID: Final = 1
 # An int: ~ of an IntFlag keeps to the flags it knows, and would see no unknown one.
 _CLIENT_FLAGS_KNOWN: Final = int(ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROES)
+
+# The options whose data are looked at, besides EXPORT_NAME.
+_WITH_DATA: Final = frozenset({Option.INFO, Option.GO, Option.LIST_META_CONTEXT, Option.SET_META_CONTEXT})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,6 +88,7 @@ class Agreed:
     """What a client has asked for, and was given, beyond the baseline."""
 
     structured: bool = False  # structured replies
+    allocation_id: int | None = None  # under which BLOCK_STATUS tells base:allocation; None: not selected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,6 +144,7 @@ class Handshake:
         self._skip_bytes = 0  # of that option's data, still to be thrown away
         self._options_seen = 0
         self._structured = False  # structured replies are agreed
+        self._allocation_of: ExportInfo | None = None  # the export whose base:allocation is selected
         self._ended = False
         self.shutting_down = False  # set by the owner at any time: from then on ERR_SHUTDOWN (O6)
 
@@ -228,7 +237,7 @@ class Handshake:
         """Whether that option's data is read at all: what nobody will look at is not kept."""
         if number == Option.EXPORT_NAME:
             return True
-        return number in (Option.INFO, Option.GO) and length <= self._limits.option_bytes_max
+        return number in _WITH_DATA and length <= self._limits.option_bytes_max
 
     def _answer(self, number: int, length: int, data: bytes) -> Turn:
         if number == Option.EXPORT_NAME:
@@ -246,11 +255,15 @@ class Handshake:
                     raise _Refused(OptionReply.ERR_INVALID, text)
                 self._structured = True
                 return Turn(_reply(number, OptionReply.ACK))
-            if number in (Option.INFO, Option.GO):
+            if number == Option.SET_META_CONTEXT:
+                self._allocation_of = None  # MC7: whatever comes of it
+            if number in _WITH_DATA:
                 if length > self._limits.option_bytes_max:
                     text = f"{length} bytes of option data, the limit is {self._limits.option_bytes_max}"
                     raise _Refused(OptionReply.ERR_TOO_BIG, text)
-                return self._info(number, data)
+                if number in (Option.INFO, Option.GO):
+                    return self._info(number, data)
+                return Turn(self._meta_context(number, data))
             raise _Refused(OptionReply.ERR_UNSUP, f"option {_option_name(number)} is not supported")
         except _Refused as refusal:
             return Turn(_reply(number, refusal.reply, refusal.text.encode()))
@@ -302,6 +315,23 @@ class Handshake:
         answer += _reply(number, OptionReply.ACK)
         return Turn(answer, self._negotiated(export) if number == Option.GO else None)
 
+    def _meta_context(self, number: int, data: bytes) -> bytes:
+        """LIST_META_CONTEXT and SET_META_CONTEXT. There is one context: base:allocation."""
+        if not self._structured:
+            raise _Refused(OptionReply.ERR_INVALID, f"{_option_name(number)} before STRUCTURED_REPLY")  # MC1
+        name, queries = _unpack_meta_request(data)
+        export = find_export(self._exports, name)
+        if export is None:
+            raise _Refused(OptionReply.ERR_UNKNOWN, f"there is no export named {name[:256]!r}")
+        if number == Option.SET_META_CONTEXT:
+            matches, context_id = BASE_ALLOCATION in queries, _ALLOCATION_ID
+            self._allocation_of = export if matches else None
+        else:  # MC4, MC9: no query is all, the namespace alone is all of it
+            matches, context_id = not queries or not queries.isdisjoint({BASE_ALLOCATION, "base:"}), _LISTED_ID
+        told = _U32.pack(context_id) + BASE_ALLOCATION.encode()
+        answer = _reply(number, OptionReply.META_CONTEXT, told) if matches else b""
+        return answer + _reply(number, OptionReply.ACK)
+
     def _flags(self, export: ExportInfo) -> TransmissionFlag:
         """X6, SR4: DF is there if and only if structured replies are."""
         return export.flags | (TransmissionFlag.SEND_DF if self._structured else 0)
@@ -309,7 +339,10 @@ class Handshake:
     def _negotiated(self, export: ExportInfo) -> Negotiated:
         leftover = bytes(self._buffer)
         self._buffer.clear()
-        return Negotiated(export=export, leftover=leftover, agreed=Agreed(structured=self._structured))
+        # BS1: what was selected for another export does not count.
+        allocation_id = _ALLOCATION_ID if self._allocation_of is export else None
+        agreed = Agreed(structured=self._structured, allocation_id=allocation_id)
+        return Negotiated(export=export, leftover=leftover, agreed=agreed)
 
 
 def _reply(number: int, reply: OptionReply, data: bytes = b"") -> bytes:
@@ -323,24 +356,54 @@ def _option_name(number: int) -> str:
         return str(number)
 
 
-def _unpack_info_request(data: bytes) -> tuple[str, frozenset[int]]:
-    """Return name and wanted information types of INFO or GO; a type asked for twice counts once (IN4)."""
-    if len(data) < _INFO_REQUEST_BYTES_MIN:
+def _unpack_name(data: bytes, bytes_min: int) -> tuple[str, int]:
+    """Return the export's name that stands first, and where it ends; `bytes_min`: of all data with an empty one."""
+    if len(data) < bytes_min:
         raise _Refused(OptionReply.ERR_INVALID, f"{len(data)} bytes of data do not hold a name and a count")
     (name_bytes,) = _U32.unpack_from(data)
-    if name_bytes > len(data) - _INFO_REQUEST_BYTES_MIN:
+    if name_bytes > len(data) - bytes_min:
         raise _Refused(OptionReply.ERR_INVALID, f"name of {name_bytes} bytes in {len(data)} bytes of data")
-    if name_bytes > STRING_BYTES_MAX:
-        text = f"name of {name_bytes} bytes, the limit is {STRING_BYTES_MAX}"
-        raise _Refused(OptionReply.ERR_TOO_BIG, text)
-    position = _U32.size + name_bytes
+    end = _U32.size + name_bytes
+    return _unpack_text(data[_U32.size : end], "name"), end
+
+
+def _unpack_text(data: bytes, what: str) -> str:
+    if len(data) > STRING_BYTES_MAX:
+        raise _Refused(OptionReply.ERR_TOO_BIG, f"{what} of {len(data)} bytes, the limit is {STRING_BYTES_MAX}")
     try:
-        name = unpack_string(data[_U32.size : position], "export name")
+        return unpack_string(data, what)
     except PeerError as error:
         raise _Refused(OptionReply.ERR_INVALID, str(error)) from error
+
+
+def _unpack_info_request(data: bytes) -> tuple[str, frozenset[int]]:
+    """Return name and wanted information types of INFO or GO; a type asked for twice counts once (IN4)."""
+    name, position = _unpack_name(data, _INFO_REQUEST_BYTES_MIN)
     (count,) = _U16.unpack_from(data, position)
     position += _U16.size
     if len(data) - position != count * _U16.size:
         text = f"{count} information types announced, {len(data) - position} bytes follow"
         raise _Refused(OptionReply.ERR_INVALID, text)
     return name, frozenset(struct.unpack_from(f">{count}H", data, position))
+
+
+def _unpack_meta_request(data: bytes) -> tuple[str, frozenset[str]]:
+    """Return name and queries of LIST_META_CONTEXT or SET_META_CONTEXT (MC3)."""
+    name, position = _unpack_name(data, _META_REQUEST_BYTES_MIN)
+    (count,) = _U32.unpack_from(data, position)
+    position += _U32.size
+    if count > (len(data) - position) // _U32.size:
+        text = f"{count} queries announced, {len(data) - position} bytes follow"
+        raise _Refused(OptionReply.ERR_INVALID, text)
+    queries = set()
+    for number in range(count):
+        query_end = position + _U32.size
+        if query_end <= len(data):
+            query_end += _U32.unpack_from(data, position)[0]
+        if query_end > len(data):
+            raise _Refused(OptionReply.ERR_INVALID, f"query {number + 1} of {count} does not fit into the data")
+        queries.add(_unpack_text(data[position + _U32.size : query_end], "query"))
+        position = query_end
+    if position != len(data):
+        raise _Refused(OptionReply.ERR_INVALID, f"{len(data) - position} bytes behind the last query")
+    return name, frozenset(queries)

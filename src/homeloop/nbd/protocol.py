@@ -14,6 +14,7 @@ from typing import Final
 from homeloop.errors import PeerError
 
 __all__ = [
+    "BASE_ALLOCATION",
     "BLOCK_STATUS_EXTENT",
     "BLOCK_STATUS_HEADER",
     "CHUNK",
@@ -60,6 +61,7 @@ __all__ = [
 ]
 
 PORT: Final = 10809
+BASE_ALLOCATION: Final = "base:allocation"  # the meta context that everybody knows
 
 GREETING_MAGIC: Final = 0x4E42444D41474943  # "NBDMAGIC"
 OPTION_MAGIC: Final = 0x49484156454F5054  # "IHAVEOPT"
@@ -241,10 +243,16 @@ _ERRNO_TO_WIRE: Final = {
     errno.ESHUTDOWN: 108,
 }
 _WIRE_EIO: Final = 5
+_WIRE_ENOTSUP: Final = 95
 
 
-def wire_errno(number: int) -> int:
-    """Return the error number to send for one of this platform's errno numbers; never 0."""
+def wire_errno(number: int, *, fast_zero: bool = False) -> int:
+    """Return the error number to send for one of this platform's errno numbers; never 0.
+
+    fast_zero: the request had that flag, so that ENOTSUP may be said (WZ2).
+    """
+    if fast_zero and number in (errno.ENOTSUP, errno.EOPNOTSUPP):
+        return _WIRE_ENOTSUP
     return _ERRNO_TO_WIRE.get(number, _WIRE_EIO)
 
 

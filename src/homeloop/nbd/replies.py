@@ -23,6 +23,7 @@ from homeloop.nbd.protocol import (
     SIMPLE_REPLY,
     SIMPLE_REPLY_MAGIC,
     STRUCTURED_REPLY_MAGIC,
+    AllocationFlag,
     ChunkType,
 )
 
@@ -40,6 +41,8 @@ ERROR_TEXT_BYTES_MAX: Final = 256  # H9: what a string should keep to; the hard 
 
 _DATA: Final = ChunkType.OFFSET_DATA.value
 _HOLE: Final = ChunkType.OFFSET_HOLE.value
+_FLAG_HOLE: Final = AllocationFlag.HOLE.value
+_FLAG_ZERO: Final = AllocationFlag.ZERO.value
 _OFFSET_BYTES: Final = DATA_CHUNK.size - CHUNK.size
 
 
@@ -72,10 +75,10 @@ def pack_error(cookie: int, error: int, text: str) -> bytes:
     return CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, ChunkType.ERROR, cookie, len(payload)) + payload
 
 
-def pack_block_status(cookie: int, context_id: int, extents: Iterable[tuple[int, int]]) -> bytes:
-    """Return the reply to a BLOCK_STATUS: the (length, flags) of the extents from its offset on."""
+def pack_block_status(cookie: int, context_id: int, extents: Iterable[tuple[int, bool, bool]]) -> bytes:
+    """Return the reply to a BLOCK_STATUS: the (length, hole, zero) of the extents from its offset on."""
     payload = BLOCK_STATUS_HEADER.pack(context_id) + b"".join(
-        BLOCK_STATUS_EXTENT.pack(length, flags) for length, flags in extents
+        BLOCK_STATUS_EXTENT.pack(length, hole * _FLAG_HOLE + zero * _FLAG_ZERO) for length, hole, zero in extents
     )
     header = CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, ChunkType.BLOCK_STATUS, cookie, len(payload))
     return header + payload
