@@ -504,3 +504,27 @@ def test_rule12_the_loop_is_told_to_stop_during_a_wait() -> None:
 
         rt.main.post(rt.main.post, change)
     assert log == ["waited: True"]
+
+
+def test_rule12_a_context_that_is_entered_already_is_no_error() -> None:
+    """Tasks that share one contextvars.Context: a nested wait of the first runs the second all the same."""
+    shared = contextvars.copy_context()
+    variable: contextvars.ContextVar[str] = contextvars.ContextVar("variable", default="unset")
+    shared.run(variable.set, "shared")
+    seen: list[str] = []
+
+    async def second() -> None:
+        seen.append(variable.get())
+        await asyncio.sleep(0)
+        seen.append(variable.get())
+
+    async def first() -> None:
+        task = asyncio.get_running_loop().create_task(second(), context=shared)
+        asyncio.get_running_loop().call_soon(seen.append, "callback", context=shared)
+        assert homeloop.main_context().wait_while(lambda: not task.done() or "callback" not in seen, LIMIT_S)
+
+    async def main() -> None:
+        await asyncio.get_running_loop().create_task(first(), context=shared)
+
+    homeloop.run(main())
+    assert sorted(seen) == ["callback", "shared", "shared"]

@@ -9,10 +9,11 @@ What is used of them, and why:
   Future._asyncio_future_blocking               how `await future` reaches who drives a coroutine
   BaseEventLoop._run_once, _ready, _scheduled,  one iteration, made re-entrant (rule 12); what a worker left
     _stopping, _timer_cancelled_count,          behind when it lets the big lock go (rule 8)
-    _process_events, _current_handle
+    _current_handle
   BaseEventLoop._default_executor,              the context's workers are the default executor (rule 16)
     _check_default_executor
-  Handle._run, _cancelled, _scheduled, _when    the same iteration, and entries that need no Handle
+  Handle._run, _cancelled, _scheduled, _when,   the same iteration, and entries that need no Handle;
+    _context                                    a nested poll must not enter one twice
   BaseSelectorEventLoop._add_reader and the     ownership checks (rule 17): transports call these and not
     like, _check_callback, _check_closed        the public ones
 """
@@ -141,7 +142,7 @@ class HomeLoop(asyncio.SelectorEventLoop):
     """
 
     # Slots: beside asyncio's own attributes these would be too many for CPython to find them fast.
-    __slots__ = ("_iteration", "_kick_fd", "context", "gate", "home_ident", "inbox", "sleeps_until", "turns")
+    __slots__ = ("_iteration", "_kick_fd", "_polls", "context", "gate", "home_ident", "inbox", "sleeps_until", "turns")
 
     # asyncio's own, see the module's text; all for the home, or who holds the big lock
     _ready: deque[Any]
@@ -169,6 +170,7 @@ class HomeLoop(asyncio.SelectorEventLoop):
         self.gate: BigLock | None = None                        # the big lock, in a main loop that has one
         self.sleeps_until = 0.0                                 # big lock: till when a sleep without it lasts
         self.turns = 0                                          # home: entries run, without those that do not count
+        self._polls = 0                                         # home: poll()s on the stack
         self._iteration = 0                                     # home: iterations begun
         self._kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if hasattr(os, "eventfd") else -1
         self.inbox = Inbox(context.name, self._kick, self._settle)
@@ -385,7 +387,11 @@ class HomeLoop(asyncio.SelectorEventLoop):
             # As if something were ready: the sleep is one of 0.
             self._ready.append(_NOTHING)
             self.turns -= 1
-        self._run_once()
+        self._polls += 1
+        try:
+            self._run_once()
+        finally:
+            self._polls -= 1
         return self.turns > before
 
     def _run_once(self) -> None:
@@ -425,7 +431,7 @@ class HomeLoop(asyncio.SelectorEventLoop):
                 handle = heapq.heappop(scheduled)
                 handle._scheduled = False
                 ready.append(handle)
-        if self._debug:
+        if self._debug or self._polls:
             self._run_ready_slowly()
             return
         self._iteration += 1
@@ -442,7 +448,7 @@ class HomeLoop(asyncio.SelectorEventLoop):
                     break               # a nested iteration has run what was ready before it
 
     def _run_ready_slowly(self) -> None:
-        """Debug mode: name the callbacks that take long."""
+        """In debug mode: name the callbacks that take long. In a nested poll: bear entered contexts."""
         self._iteration += 1
         iteration = self._iteration
         for _ in range(len(self._ready)):
@@ -450,18 +456,26 @@ class HomeLoop(asyncio.SelectorEventLoop):
             if handle._cancelled:
                 continue
             self.turns += 1
-            try:
-                self._current_handle = handle
-                start = self.time()
+            if self._polls and isinstance(handle, events.Handle):
+                _leave_entered(handle)
+            if self._debug:
+                self._run_timed(handle)
+            else:
                 handle._run()
-                took = self.time() - start
-                if took >= self.slow_callback_duration:
-                    what = _base._format_handle(handle) if isinstance(handle, events.Handle) else repr(handle)
-                    _base.logger.warning("Executing %s took %.3f seconds", what, took)
-            finally:
-                self._current_handle = None
             if self._iteration != iteration:
                 break
+
+    def _run_timed(self, handle: Any) -> None:
+        try:
+            self._current_handle = handle
+            start = self.time()
+            handle._run()
+            took = self.time() - start
+            if took >= self.slow_callback_duration:
+                what = _base._format_handle(handle) if isinstance(handle, events.Handle) else repr(handle)
+                _base.logger.warning("Executing %s took %.3f seconds", what, took)
+        finally:
+            self._current_handle = None
 
     def _queue_found(self, found: Any) -> None:
         """Queue the handles of what is ready; asyncio's _process_events without its list."""
@@ -515,6 +529,19 @@ class HomeLoop(asyncio.SelectorEventLoop):
         if self._kick_fd >= 0:
             os.close(self._kick_fd)
             self._kick_fd = -1
+
+
+def _leave_entered(handle: Any) -> None:
+    """A contextvars.Context can be entered once. One that is entered below us on the stack (tasks may share one)
+    is copied for the callback: what it sets there is seen by nobody else."""
+    try:
+        handle._context.run(_nothing)
+    except RuntimeError:
+        handle._context = handle._context.copy()
+
+
+def _nothing() -> None:
+    pass
 
 
 class _Nothing:
