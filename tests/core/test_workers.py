@@ -414,3 +414,28 @@ def test_rule16_a_cancelled_run_in_executor_does_not_wait() -> None:
 
     homeloop.run(main())
     assert done == [1]
+
+
+def test_rule16_a_call_that_does_not_return_is_named_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a context waits for its workers, and says for which function, with its stack."""
+    monkeypatch.setattr(workers, "REPORT_AFTER_S", 0.0)
+    runs, end = threading.Event(), threading.Event()
+    reports: list[str] = []
+
+    def never_returns() -> None:
+        runs.set()
+        wait(end)
+
+    def handle(_loop: asyncio.AbstractEventLoop, what: dict[str, Any]) -> None:
+        reports.append(what["message"])
+        end.set()
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(handle)
+        homeloop.main_context().worker(never_returns).add_done_callback(lambda work: work.exception())
+        await homeloop.to_worker(wait, runs)
+
+    homeloop.run(main())
+    assert len(reports) == 1, reports
+    assert "never_returns" in reports[0]
+    assert "wait(end)" in reports[0]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import sys
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -24,6 +26,7 @@ __all__ = ["WorkerPool", "to_worker"]
 
 T = TypeVar("T")
 IDLE_END_S = 10.0           # QEMU's worker idle time-out
+REPORT_AFTER_S = 5.0        # an end that waits this long for a worker says for which
 
 
 class _Work(asyncio.Future[Any]):
@@ -78,6 +81,7 @@ class WorkerPool:
         self._work: deque[_Work] = deque()              # under _lock; FIFO
         self._idle: deque[threading.Lock] = deque()     # under _lock; gates of idle threads, newest last
         self._threads: set[threading.Thread] = set()    # under _lock
+        self._calls: dict[threading.Thread, _Work] = {}  # under _lock: what each thread runs now
         self._stopping = False                          # under _lock
         self._done: deque[tuple[_Work, Any, BaseException | None]] = deque()    # under _lock: to hand over
         self._handing_over = False                      # under _lock: a message to the home is on its way
@@ -123,8 +127,23 @@ class WorkerPool:
 
     def _join(self, threads: list[threading.Thread], ended: asyncio.Future[None]) -> None:
         for worker in threads:
-            worker.join()
+            worker.join(REPORT_AFTER_S)
+            if worker.is_alive():
+                self.context.try_post(self._report_slow, worker)
+                worker.join()
         self.context.try_post(_settle, ended)
+
+    def _report_slow(self, worker: threading.Thread) -> None:       # home
+        """The end waits for a call that does not return: say which, and where it stands."""
+        with self._lock:
+            work = self._calls.get(worker)
+        frame = sys._current_frames().get(worker.ident or 0)
+        if work is None or frame is None:
+            return                          # it has just ended
+        stack = "".join(traceback.format_stack(frame))
+        self.context.report({
+            "message": f"the end of {self.context.name} waits for {work.fn!r}, which runs in {worker.name}:\n{stack}"
+        })
 
     def statistics(self) -> dict[str, int]:
         """Return counts: threads, idle ones, queued and completed calls."""
@@ -147,7 +166,10 @@ class WorkerPool:
     def _serve(self) -> None:               # a worker thread
         thread.runtime = self.context.runtime
         try:
+            me = threading.current_thread()
             while (work := self._next()) is not None:
+                with self._lock:
+                    self._calls[me] = work
                 try:
                     outcome: tuple[Any, BaseException | None] = (work.fn(), None)
                 except BaseException as exc:        # its place is at the waiter, whatever it is
@@ -181,6 +203,7 @@ class WorkerPool:
     def _hand_over(self, work: _Work, result: Any, exception: BaseException | None) -> None:
         with self._lock:
             self._completed += 1
+            self._calls.pop(threading.current_thread(), None)
             self._done.append((work, result, exception))
             if self._handing_over:
                 return                          # one message carries all that are done by the time it arrives
