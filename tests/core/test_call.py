@@ -444,3 +444,22 @@ def test_rule9_the_lock_is_taken_by_somebody_else(rt: homeloop.Runtime) -> None:
         until(lambda: rt.big_lock.statistics()["waiting"], rt.big_lock)
         assert thread.running()
     assert thread.result(rt.big_lock) == 3
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
+def test_rule9_what_a_driven_coroutine_woke_before_it_was_interrupted_runs(kind: type[BaseException]) -> None:
+    """The wakes of a coroutine whose step ends by Ctrl-C are not lost with it."""
+    async def parks() -> str:
+        await homeloop.park()
+        return "woken"
+
+    async def wakes() -> None:
+        parked.wake()
+        raise kind
+
+    with homeloop.Runtime() as rt:
+        parked = rt.main.spawn(parks())
+        until(lambda: parked.state is homeloop.CoroutineState.PARKED, parked)
+        with pytest.raises(kind):
+            rt.call(wakes())
+        assert parked.result(LIMIT_S) == "woken"

@@ -113,7 +113,7 @@ class AioContext:
         return self.runtime is not None and self.runtime.main is self
 
     def statistics(self) -> ContextStatistics:
-        """Return what it has done so far."""
+        """Return what it has done so far. Any thread; the counts are of about the same moment."""
         counters = self.counters
         return ContextStatistics(
             name=self.name,
@@ -370,6 +370,9 @@ class AioContext:
         self.running = co
         try:
             co.step()
+        except BaseException:           # Ctrl-C: what it woke before is still owed its turn
+            self._chain_to_queue(first=True)
+            raise
         finally:
             self.running = None
         if self._wakes or self._chain:
@@ -453,11 +456,6 @@ class AioContext:
         """What runs now is no progress."""
         if self.home is not None:
             self.home.turns -= 1
-
-    def notify_if_work(self) -> None:
-        """Wake a sleeping home if there is something to do (big lock, about to be let go)."""
-        if self.home is not None and self.home.has_work():
-            self.inbox.notify()
 
     def report(self, what: dict[str, Any]) -> None:
         """Hand an error that nobody waits for to the loop's exception handler."""
