@@ -198,6 +198,66 @@ def test_f2_close_waits_for_what_is_in_flight() -> None:
     run(main())
 
 
+def test_bs7_extents() -> None:
+    """What the server tells, cut to what was asked."""
+    async def main() -> None:
+        async with client_of(Memory(SIZE)) as client:
+            await client.write(1 << 20, b"x" * 65536)
+            page = (65536, False, False)
+            assert await client.extents(0, SIZE) == [
+                (1 << 20, True, True), page, (SIZE - (1 << 20) - 65536, True, True),
+            ]
+            assert await client.extents((1 << 20) - 512, 1024) == [(512, True, True), (512, False, False)]
+            for offset, length in ((0, 0), (SIZE, 1), (-1, 1)):
+                with pytest.raises(BlockError) as caught:
+                    await client.extents(offset, length)
+                assert caught.value.errno == errno.EINVAL
+
+    run(main())
+
+
+def test_hints_and_fast_zeroes() -> None:
+    class Slow(Memory):
+        def write_zeroes(self, offset: int, length: int, *, may_trim: bool, fast: bool = False) -> None:
+            raise OSError(errno.ENOTSUP, "slow today")
+
+    async def main() -> None:
+        async with client_of(Memory(SIZE)) as client:
+            await client.cache(0, SIZE)
+            await client.write(0, b"x")
+            await client.write_zeroes(0, 512, fast=True)
+            assert await client.read(0, 512) == bytes(512)
+        async with client_of(Slow(SIZE)) as client:
+            with pytest.raises(BlockError, match=r"the server says .*slow today") as caught:
+                await client.write_zeroes(0, 512, fast=True)
+            assert caught.value.errno == errno.ENOTSUP
+
+    run(main())
+
+
+def test_sr3_a_server_without_structured_replies() -> None:
+    """Its replies are simple ones; where its holes are nobody knows."""
+    async def main() -> None:
+        async with fake_server(HELLO, UNSUP, GO_ACK, wire.simple_reply(1, 0, b"abc")) as uri, connect(uri) as client:
+            assert not client.info.structured
+            assert await client.extents(0, 4096) == [(4096, False, False)]
+            assert await client.read(0, 3) == b"abc"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("answer", [wire.simple_reply(1, 0, bytes(512)), wire.data_chunk(1, 512, bytes(512))])
+def test_r3_r6_a_broken_server_with_structured_replies(answer: bytes) -> None:
+    async def main() -> None:
+        acks = [struct.pack(">QIII", 0x0003E889045565A9, number, 1, 0) for number in (8, 10)]
+        async with fake_server(HELLO, *acks, GO_ACK, answer) as uri:
+            with pytest.raises(PeerError, match=r"cookie 0x1|chunk of bytes"):
+                async with connect(uri) as client:
+                    await soon(client.read(0, 512))
+
+    asyncio.run(main())
+
+
 def test_nobody_listens() -> None:
     async def main() -> None:
         with pytest.raises(FileNotFoundError):
@@ -215,6 +275,7 @@ def test_nobody_listens() -> None:
 # Broken servers
 
 HELLO = b"NBDMAGICIHAVEOPT\0\x03"
+UNSUP = struct.pack(">QIII", 0x0003E889045565A9, 8, (1 << 31) + 1, 0)      # to STRUCTURED_REPLY
 GO_ACK = (
     struct.pack(">QIII", 0x0003E889045565A9, 7, 3, 12) + struct.pack(">HQH", 0, SIZE, 0x6D)
     + struct.pack(">QIII", 0x0003E889045565A9, 7, 1, 0)
@@ -240,12 +301,12 @@ async def fake_server(*says: bytes) -> AsyncIterator[str]:
 @pytest.mark.parametrize(("says", "error"), [
     ((b"220 mail.example ESMTP ready\r\n",), "no NBD server"),
     ((b"",), "hung up during the handshake"),
-    ((HELLO, GO_ACK[:30]), "hung up during the handshake"),
-    ((HELLO, GO_ACK + b"surprise"), "8 bytes before any request"),
-    ((HELLO, GO_ACK), "closed the connection"),
-    ((HELLO, GO_ACK, b"garbage!" * 2), "reply magic"),
-    ((HELLO, GO_ACK, wire.simple_reply(99)), "cookie 0x63"),
-    ((HELLO, GO_ACK, wire.simple_reply(1)[:10]), "closed the connection"),
+    ((HELLO, UNSUP, GO_ACK[:30]), "hung up during the handshake"),
+    ((HELLO, UNSUP, GO_ACK + b"surprise"), "8 bytes before any request"),
+    ((HELLO, UNSUP, GO_ACK), "closed the connection"),
+    ((HELLO, UNSUP, GO_ACK, b"garbage!" * 2), "reply magic"),
+    ((HELLO, UNSUP, GO_ACK, wire.simple_reply(99)), "cookie 0x63"),
+    ((HELLO, UNSUP, GO_ACK, wire.simple_reply(1)[:10]), "closed the connection"),
 ])
 def test_a_broken_server(says: tuple[bytes, ...], error: str) -> None:
     """Every request fails, those that wait and those to come; nothing hangs."""
@@ -269,7 +330,7 @@ def test_a_broken_server(says: tuple[bytes, ...], error: str) -> None:
 def test_refused(kind: int, number: int) -> None:
     async def main() -> None:
         refusal = struct.pack(">QIII", 0x0003E889045565A9, 7, kind, 5) + b"never"
-        async with fake_server(HELLO, refusal) as uri:
+        async with fake_server(HELLO, UNSUP, refusal) as uri:
             with pytest.raises(BlockError, match="never") as caught:
                 await connect(uri)
             assert caught.value.errno == number
@@ -279,7 +340,7 @@ def test_refused(kind: int, number: int) -> None:
 
 def test_x12_unknown_error_number() -> None:
     async def main() -> None:
-        async with fake_server(HELLO, GO_ACK, wire.simple_reply(1, 4711)) as uri, connect(uri) as client:
+        async with fake_server(HELLO, UNSUP, GO_ACK, wire.simple_reply(1, 4711)) as uri, connect(uri) as client:
             with pytest.raises(BlockError) as caught:
                 await client.read(0, 512)
             assert caught.value.errno == errno.EINVAL

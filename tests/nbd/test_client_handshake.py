@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from homeloop.errors import PeerError
 from homeloop.nbd.client_handshake import ClientHandshake, ClientTurn, Entered, Refused, ServerInfo
-from homeloop.nbd.handshake import ExportInfo, Handshake, Negotiated
+from homeloop.nbd.handshake import Agreed, ExportInfo, Handshake, Negotiated
 from homeloop.nbd.protocol import TransmissionFlag
 from tests.nbd import wire
 
@@ -21,12 +21,17 @@ DISK = ExportInfo(
 )
 
 
-def greeting(flags: int = 3) -> bytes:
+def reply(kind: int, data: bytes = b"", number: int = wire.GO) -> bytes:
+    return struct.pack(">QIII", 0x0003E889045565A9, number, kind, len(data)) + data
+
+
+def hello(flags: int = 3) -> bytes:
     return b"NBDMAGICIHAVEOPT" + struct.pack(">H", flags)
 
 
-def reply(kind: int, data: bytes = b"", number: int = wire.GO) -> bytes:
-    return struct.pack(">QIII", 0x0003E889045565A9, number, kind, len(data)) + data
+def greeting(flags: int = 3) -> bytes:
+    """Of a server that has no structured replies."""
+    return hello(flags) + reply(wire.UNSUP, number=wire.STRUCTURED)
 
 
 EXPORT = reply(wire.INFO_REPLY, struct.pack(">HQH", 0, 4096, 1))
@@ -46,10 +51,54 @@ def turns(*chunks: bytes, name: str = "disk") -> tuple[bytes, Entered | Refused 
     return said, end
 
 
-def test_en2_go_comes_first() -> None:
+ASKED = wire.client_flags(3) + wire.option(wire.STRUCTURED)
+GO = wire.info(wire.GO, "disk", (3, 1, 2))
+SET = wire.meta(wire.SET_META, "disk", ("base:allocation",))
+STRUCTURED_ACK = reply(wire.ACK, number=wire.STRUCTURED)
+SET_ACK = reply(wire.ACK, number=wire.SET_META)
+
+
+def context(name: bytes = b"base:allocation", number: int = 77) -> bytes:
+    return reply(wire.META_REPLY, struct.pack(">I", number) + name, wire.SET_META)
+
+
+def test_en2_go_comes_before_export_name() -> None:
     said, end = turns(greeting())
-    assert said == wire.client_flags(3) + wire.info(wire.GO, "disk", (3, 1, 2))
+    assert said == ASKED + GO
     assert end is None
+
+
+def test_o1_sr3_bs1_options_wait_for_their_replies() -> None:
+    said, end = turns(hello())
+    assert said == ASKED
+    said, end = turns(hello(), STRUCTURED_ACK)
+    assert said == ASKED + SET
+    said, end = turns(hello(), STRUCTURED_ACK, context())
+    assert said == ASKED + SET
+    said, end = turns(hello(), STRUCTURED_ACK, context(), SET_ACK, EXPORT + ACK)
+    assert said == ASKED + SET + GO
+    assert isinstance(end, Entered)
+    assert (end.info.structured, end.info.allocation_id) == (True, 77)
+
+
+@pytest.mark.parametrize("answer", [
+    SET_ACK, reply(wire.UNSUP, number=wire.SET_META), reply(wire.UNKNOWN, number=wire.SET_META),
+    context() + reply(wire.TOO_BIG, number=wire.SET_META),
+])
+def test_sr3_mc6_no_context(answer: bytes) -> None:
+    said, end = turns(hello() + STRUCTURED_ACK + answer + EXPORT + ACK)
+    assert said == ASKED + SET + GO
+    assert isinstance(end, Entered)
+    assert (end.info.structured, end.info.allocation_id) == (True, None)
+
+
+@pytest.mark.parametrize("answers", [
+    reply(wire.SHUTDOWN, b"bye", wire.STRUCTURED), STRUCTURED_ACK + reply(wire.SHUTDOWN, b"bye", wire.SET_META),
+])
+def test_o7_a_server_that_shuts_down(answers: bytes) -> None:
+    said, end = turns(hello() + answers)
+    assert said.endswith(wire.option(wire.ABORT))
+    assert end == Refused(reply=wire.SHUTDOWN, text="bye")
 
 
 def test_h6_no_zeroes_only_if_offered() -> None:
@@ -67,6 +116,13 @@ def test_h5_unknown_handshake_flags_are_ignored() -> None:
     (b"NBDMAGIC" + struct.pack(">QH", 0x420281861253, 0), "oldstyle"),
     (b"NBDMAGIC" + bytes(10), "second magic"),
     (greeting(2), "fixed newstyle"),
+    (hello() + ACK, "reply to option 7, asked was 8"),
+    (hello() + reply(wire.SERVER, number=wire.STRUCTURED), "reply type 2 to STRUCTURED_REPLY"),
+    (hello() + STRUCTURED_ACK + reply(wire.SERVER, number=wire.SET_META), "reply type 2 to SET_META"),
+    (hello() + STRUCTURED_ACK + reply(wire.META_REPLY, b"abc", wire.SET_META), "meta context of 3 bytes"),
+    (hello() + STRUCTURED_ACK + context(b"x:y"), "meta context b'x:y'"),
+    (hello() + STRUCTURED_ACK + context() * 2, "asked was once"),
+    (hello() + STRUCTURED_ACK + context(b"\xff"), "UTF-8"),
     (greeting() + bytes(20), "option reply magic"),
     (greeting() + reply(wire.ACK, number=wire.LIST), "reply to option 3"),
     (greeting() + ACK, "without the size"),
@@ -134,16 +190,17 @@ def test_both_sides_understand_each_other() -> None:
             if answer.data:
                 client.feed(answer.data)
             ends += [answer.end] if answer.end else []
-    assert Negotiated(export=DISK, leftover=b"") in ends
+    assert Negotiated(export=DISK, leftover=b"", agreed=Agreed(structured=True, allocation_id=1)) in ends
     assert Entered(leftover=b"", info=ServerInfo(
-        name="disk", size=99 << 20, flags=TransmissionFlag(0x45), description="text", block_size_minimum=512,
-        payload_bytes_max=1 << 20,
+        name="disk", size=99 << 20, flags=TransmissionFlag(0x45 | 0x80), description="text", block_size_minimum=512,
+        payload_bytes_max=1 << 20, structured=True, allocation_id=1,
     )) in ends
 
 
 @given(st.randoms(use_true_random=False), st.binary(max_size=3))
 def test_any_cut_gives_the_same(dice: random.Random, leftover: bytes) -> None:
-    data = greeting() + EXPORT + reply(wire.INFO_REPLY, b"\0\x02text") + ACK
+    start = dice.choice([greeting(), hello() + STRUCTURED_ACK + context() + SET_ACK])
+    data = start + EXPORT + reply(wire.INFO_REPLY, b"\0\x02text") + ACK
     whole = turns(data + leftover)
     # The last byte of the handshake comes with what follows it, or `leftover` would depend on the cut.
     cuts = sorted(dice.randrange(len(data)) for _ in range(5))
@@ -166,4 +223,4 @@ def test_nothing_follows_the_end() -> None:
     ends: list[ClientTurn] = []
     while (turn := handshake.next_turn()) is not None:
         ends.append(turn)
-    assert [turn.end is not None for turn in ends] == [False, False, True]
+    assert [turn.end is not None for turn in ends] == [False, False, False, True]

@@ -386,7 +386,8 @@ assert h.pread(2, 0) == b"\\0\\0"
 
 
 @pytest.mark.foreign("nbdkit")
-def test_our_client_and_nbdkit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [(), ("--no-sr",)], ids=["structured", "simple"])
+def test_our_client_and_nbdkit(tmp_path: Path, options: tuple[str, ...]) -> None:
     """The client against a server that others wrote."""
     script = """
 import asyncio, os, sys
@@ -402,13 +403,21 @@ async def main():
         await client.trim(0, 1 << 20)
         await client.flush()
         assert await client.read(12345, 1 << 20) == bytes(1 << 20)
+        await client.write(8 << 20, b"x" * 65536)
+        position, found = 0, []
+        while position < client.size:
+            for length, hole, zero in await client.extents(position, client.size - position):
+                position += length
+                found.append((length, hole, zero))
+        assert sum(length for length, *_ in found) == client.size
+        assert client.info.structured == any(hole for _, hole, _ in found), found
     print("all is well")
 
 asyncio.run(main())
 """
     path = tmp_path / "client.py"
     path.write_text(script)
-    command = ["nbdkit", "-U", "-", "memory", "16M", "--run", f"{sys.executable} {path} \"$uri\""]
+    command = ["nbdkit", *options, "-U", "-", "memory", "16M", "--run", f"{sys.executable} {path} \"$uri\""]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, env=_environment())
     assert "all is well" in done.stdout, done.stderr
 

@@ -414,8 +414,9 @@ def test_statistics(tmp_path: Path) -> None:
             async with connect(server.uri("disk0")) as client:
                 await client.write(0, bytes(1000))
                 await client.read(0, 2000)
-                with pytest.raises(BlockError):
+                with pytest.raises(BlockError) as caught:
                     await client.read(1 << 19, 600)
+                text = caught.value.text.partition("the server says ")[2]
                 export = server.statistics().exports[0]
                 assert (export.requests, export.errors, len(export.connections)) == (3, 1, 1)
             await until(lambda: server.statistics().connections == 0)
@@ -424,7 +425,7 @@ def test_statistics(tmp_path: Path) -> None:
             assert (now.accepted, now.refused, now.failed, now.handshakes) == (1, 0, 0, 0)
             assert (export.requests, export.errors, export.clients, export.connections) == (4, 1, 1, ())
             assert export.received_bytes == 4 * 28 + 1000
-            assert export.sent_bytes == 3 * 16 + 2000
+            assert export.sent_bytes == 16 + (28 + 2000) + (26 + len(text))
             assert (export.device.reads, export.device.written_bytes) == (1, 1000)
             assert now.uris == (server.uri(),)
 

@@ -71,5 +71,24 @@ def write(cookie: int, offset: int, data: bytes, flags: int = 0) -> bytes:
     return request(WRITE, cookie, offset, len(data), flags) + data
 
 
+def chunk(cookie: int, kind: int, payload: bytes = b"", flags: int = 1) -> bytes:
+    return struct.pack(">IHHQI", 0x668E33EF, flags, kind, cookie, len(payload)) + payload
+
+
+def data_chunk(cookie: int, offset: int, data: bytes, flags: int = 1) -> bytes:
+    return chunk(cookie, 1, struct.pack(">Q", offset) + data, flags)
+
+
+def hole_chunk(cookie: int, offset: int, length: int, flags: int = 1) -> bytes:
+    return chunk(cookie, 2, struct.pack(">QI", offset, length), flags)
+
+
+def error_chunk(cookie: int, error: int, text: bytes = b"", flags: int = 1, *, offset: int | None = None) -> bytes:
+    payload = struct.pack(">IH", error, len(text)) + text
+    if offset is None:
+        return chunk(cookie, 32769, payload, flags)
+    return chunk(cookie, 32770, payload + struct.pack(">Q", offset), flags)
+
+
 def simple_reply(cookie: int, error: int = 0, data: bytes = b"") -> bytes:
     return struct.pack(">IIQ", 0x67446698, error, cookie) + data

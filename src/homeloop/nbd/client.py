@@ -4,8 +4,8 @@
         data = await disk.read(0, 4096)
 
 It belongs to the loop it was opened in, and speaks what the server side of this package speaks: fixed newstyle,
-simple replies, no TLS. Requests of one turn of the loop go out in one sendmsg(); large answers are received into
-the memory in which they are returned.
+structured replies or simple ones, base:allocation, no TLS. Requests of one turn of the loop go out in one sendmsg();
+large answers are received into the memory in which they are returned.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ import os
 import socket
 from collections.abc import Generator
 from types import TracebackType
-from typing import Final
+from typing import Any, Final
 
+from homeloop.block.extents import Extent
 from homeloop.errors import BlockError, PeerError, WrongState
+from homeloop.nbd.chunks import ChunkReader
 from homeloop.nbd.client_handshake import ClientHandshake, Refused, ServerInfo
-from homeloop.nbd.protocol import Command, CommandFlag, OptionReply, TransmissionFlag, errno_of_wire
+from homeloop.nbd.protocol import AllocationFlag, Command, CommandFlag, OptionReply, TransmissionFlag, errno_of_wire
 from homeloop.nbd.sending import BytesLike, SendQueue
-from homeloop.nbd.transmission import ReplyReader, pack_request
+from homeloop.nbd.transmission import Reply, ReplyReader, pack_request
 from homeloop.nbd.uri import NbdUri, parse_uri
 
 __all__ = ["Client", "connect"]
@@ -55,9 +57,9 @@ class Client:
         self.info = info
         self._loop = asyncio.get_running_loop()
         self._sock = sock
-        self._reader = ReplyReader()
+        self._reader = ChunkReader(info.allocation_id) if info.structured else ReplyReader()
         self._out = SendQueue()
-        self._waiting: dict[int, tuple[asyncio.Future[BytesLike | None], str]] = {}  # cookie -> ..., what it is
+        self._waiting: dict[int, tuple[asyncio.Future[Any], str]] = {}  # cookie -> ..., what it is
         self._cookie = 0
         self._idle: asyncio.Future[None] | None = None  # close() waits until nothing is in flight
         self._flush_queued = False
@@ -104,7 +106,7 @@ class Client:
     async def read(self, offset: int, length: int) -> BytesLike:
         """Return `length` bytes at `offset`, as bytes or bytearray: the caller's own."""
         self._check(offset, length, errno.EINVAL, payload=True)
-        data = await self._ask(Command.READ, 0, offset, length, expected=length)
+        data: BytesLike | None = await self._ask(Command.READ, 0, offset, length, expected=length)
         return b"" if data is None else data
 
     async def write(self, offset: int, data: BytesLike, *, fua: bool = False) -> None:
@@ -125,13 +127,46 @@ class Client:
         await self._ask(Command.TRIM, self._fua(fua), offset, length)
 
     async def write_zeroes(
-        self, offset: int, length: int, *, fua: bool = False, may_trim: bool = True
+        self, offset: int, length: int, *, fua: bool = False, may_trim: bool = True, fast: bool = False
     ) -> None:
-        """Make these bytes read as zeroes; may_trim: they may become a hole."""
+        """Make these bytes read as zeroes; may_trim: they may become a hole.
+
+        fast: ENOTSUP at once, and nothing changed, if it would be no faster than writing zeroes.
+        """
         self._check_change("write_zeroes", offset, length)
         self._need(TransmissionFlag.SEND_WRITE_ZEROES, "write_zeroes")
         flags = self._fua(fua) | (0 if may_trim else CommandFlag.NO_HOLE)
+        if fast:
+            self._need(TransmissionFlag.SEND_FAST_ZERO, "fast write_zeroes")
+            flags |= CommandFlag.FAST_ZERO
         await self._ask(Command.WRITE_ZEROES, flags, offset, length)
+
+    async def cache(self, offset: int, length: int) -> None:
+        """Tell the server that these bytes will be read soon."""
+        self._check(offset, length, errno.EINVAL)
+        self._need(TransmissionFlag.SEND_CACHE, "cache")
+        await self._ask(Command.CACHE, 0, offset, length)
+
+    async def extents(self, offset: int, length: int) -> list[Extent]:
+        """Tell what the range is made of: (length, hole, zero) from its offset on, as far as the server says.
+
+        At least one, none reaches beyond the range; they may end before it does: ask again from there. A server
+        that cannot tell has data everywhere.
+        """
+        self._check(offset, length, errno.EINVAL)
+        if not length:
+            raise BlockError(errno.EINVAL, f"extents of no bytes at {offset}")
+        if self.info.allocation_id is None:
+            return [(length, False, False)]
+        found: list[tuple[int, int]] = await self._ask(Command.BLOCK_STATUS, 0, offset, length)
+        extents: list[Extent] = []
+        for told, flags in found:
+            piece = min(told, length)
+            if not piece:
+                break
+            extents.append((piece, bool(flags & AllocationFlag.HOLE), bool(flags & AllocationFlag.ZERO)))
+            length -= piece
+        return extents
 
     def _check(self, offset: int, length: int, past_end: int, *, payload: bool = False) -> None:
         """Z6: what a client must not send, it refuses itself."""
@@ -162,16 +197,16 @@ class Client:
     async def _ask(
         self, command: Command, flags: int, offset: int, length: int, *, expected: int = 0,
         data: memoryview | None = None,
-    ) -> BytesLike | None:
+    ) -> Any:
         if self._failure is not None:
             raise PeerError(str(self._failure)) from self._failure
         if self._closing:
             raise WrongState(f"{command.name.lower()} on a client that is closed")
         self._cookie += 1
         cookie = self._cookie
-        reply: asyncio.Future[BytesLike | None] = self._loop.create_future()
+        reply: asyncio.Future[Any] = self._loop.create_future()
         self._waiting[cookie] = reply, f"{command.name} of {length} bytes at {offset}"
-        self._reader.expect(cookie, expected)
+        self._reader.expect(cookie, expected, offset=offset, wants_extents=command is Command.BLOCK_STATUS)
         self._out.append(pack_request(command, flags, cookie, offset, length))
         if data:
             self._out.append(data)
@@ -210,8 +245,8 @@ class Client:
                 raise PeerError(f"the server closed the connection with {self.in_flight} requests in flight")
             self._reader.received(count)
             while batch := self._reader.next_batch():
-                for cookie, error, data in batch:
-                    self._settle(cookie, error, data)
+                for settled in batch:
+                    self._settle(settled)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -219,12 +254,14 @@ class Client:
         except PeerError as error:
             self._fail(error)
 
-    def _settle(self, cookie: int, error: int, data: bytes | bytearray | None) -> None:
+    def _settle(self, settled: Reply) -> None:
+        cookie, error, data = settled
         reply, what = self._waiting.pop(cookie)
         if not reply.done():  # done: its request was cancelled
             if error:
                 number = errno_of_wire(error)
-                reply.set_exception(BlockError(number, f"{what}: the server says {os.strerror(number)}"))
+                text = data if isinstance(data, str) and data else os.strerror(number)
+                reply.set_exception(BlockError(number, f"{what}: the server says {text}"))
             else:
                 reply.set_result(data)
         self._maybe_idle()
@@ -321,10 +358,12 @@ async def _open(uri: NbdUri) -> Client:
                 raise PeerError(f"the server hung up during the handshake for export {uri.export!r}")
             handshake.feed(data)
             while (turn := handshake.next_turn()) is not None:
+                if isinstance(turn.end, Refused):
+                    with contextlib.suppress(OSError):  # the server may have hung up with its refusal
+                        await loop.sock_sendall(sock, turn.data)
+                    raise _refusal(uri, turn.end)
                 if turn.data:
                     await loop.sock_sendall(sock, turn.data)
-                if isinstance(turn.end, Refused):
-                    raise _refusal(uri, turn.end)
                 if turn.end is not None:
                     return Client(sock, turn.end.info, turn.end.leftover)
     except BaseException:

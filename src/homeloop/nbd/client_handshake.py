@@ -1,7 +1,8 @@
 """The client's side of the NBD handshake: bytes in, one turn at a time out.
 
-GO with the information this client can honour, and EXPORT_NAME when the server does not know GO (EN2, IN11).
-No TLS, no structured replies. Driven as handshake.py is; PeerError when the server breaks the protocol.
+STRUCTURED_REPLY and, where the server has that, SET_META_CONTEXT for base:allocation (SR3, BS1); whatever comes of
+them, then GO with the information this client can honour, and EXPORT_NAME when the server does not know GO (EN2,
+IN11). No TLS. Driven as handshake.py is; PeerError when the server breaks the protocol.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Final
 
 from homeloop.errors import PeerError
 from homeloop.nbd.protocol import (
+    BASE_ALLOCATION,
     CLIENT_FLAGS,
     EXPORT_NAME_REPLY,
     EXPORT_NAME_ZEROES,
@@ -57,6 +59,8 @@ class ServerInfo:
     block_size_minimum: int = 1
     block_size_preferred: int = 4096
     payload_bytes_max: int = PAYLOAD_BYTES_DEFAULT_MAX
+    structured: bool = False  # replies are
+    allocation_id: int | None = None  # of base:allocation, if it is selected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,6 +89,8 @@ class ClientTurn:
 
 class _Waiting(Enum):
     GREETING = "greeting"
+    STRUCTURED_REPLY = "reply to STRUCTURED_REPLY"
+    SET_META_REPLY = "reply to SET_META_CONTEXT"
     GO_REPLY = "reply to GO"
     EXPORT_NAME_REPLY = "reply to EXPORT_NAME"
     NOTHING = "nothing: it is over"
@@ -99,6 +105,8 @@ class ClientHandshake:
         self._waiting = _Waiting.GREETING
         self._no_zeroes = False  # agreed by both sides
         self._replies_seen = 0
+        self._structured = False
+        self._allocation_id: int | None = None
         self._told: dict[str, int | str] = {}  # fields of ServerInfo, as they come
         self._told["name"] = export_name
 
@@ -122,6 +130,10 @@ class ClientHandshake:
         match self._waiting:
             case _Waiting.GREETING:
                 return self._take_greeting()
+            case _Waiting.STRUCTURED_REPLY:
+                return self._take_structured_reply()
+            case _Waiting.SET_META_REPLY:
+                return self._take_set_meta_reply()
             case _Waiting.GO_REPLY:
                 return self._take_go_reply()
             case _Waiting.EXPORT_NAME_REPLY:
@@ -146,19 +158,58 @@ class ClientHandshake:
         if offered & HandshakeFlag.NO_ZEROES:
             self._no_zeroes = True
             flags |= ClientFlag.NO_ZEROES
+        self._waiting = _Waiting.STRUCTURED_REPLY
+        return ClientTurn(CLIENT_FLAGS.pack(flags) + _option(Option.STRUCTURED_REPLY, b""))
+
+    def _take_structured_reply(self) -> ClientTurn | None:
+        if (reply := self._take_option_reply(Option.STRUCTURED_REPLY)) is None:
+            return None
+        kind, data = reply
+        if kind == OptionReply.ERR_SHUTDOWN:
+            return self._left(kind, data)  # O7
+        if kind & REPLY_ERROR:
+            return self._go()  # SR3: it has none
+        if kind != OptionReply.ACK:
+            raise PeerError(f"reply type {kind} to STRUCTURED_REPLY")
+        self._structured = True
+        self._waiting = _Waiting.SET_META_REPLY
+        query = BASE_ALLOCATION.encode()
+        asked = _U32.pack(len(self._name)) + self._name + _U32.pack(1) + _U32.pack(len(query)) + query
+        return ClientTurn(_option(Option.SET_META_CONTEXT, asked))
+
+    def _take_set_meta_reply(self) -> ClientTurn | None:
+        if (reply := self._take_option_reply(Option.SET_META_CONTEXT)) is None:
+            return None
+        kind, data = reply
+        if kind == OptionReply.ERR_SHUTDOWN:
+            return self._left(kind, data)
+        if kind == OptionReply.META_CONTEXT:
+            if len(data) < _U32.size:
+                raise PeerError(f"meta context of {len(data)} bytes")
+            if unpack_string(data[_U32.size :], "meta context") != BASE_ALLOCATION or self._allocation_id is not None:
+                raise PeerError(f"meta context {data[_U32.size :][:64]!r}: asked was once for {BASE_ALLOCATION}")
+            (self._allocation_id,) = _U32.unpack_from(data)
+            return ClientTurn()
+        if kind & REPLY_ERROR:
+            self._allocation_id = None  # MC6
+        elif kind != OptionReply.ACK:
+            raise PeerError(f"reply type {kind} to SET_META_CONTEXT")
+        return self._go()
+
+    def _go(self) -> ClientTurn:
         self._waiting = _Waiting.GO_REPLY
         wanted = struct.pack(f">H{len(_WANTED)}H", len(_WANTED), *_WANTED)
-        data = _U32.pack(len(self._name)) + self._name + wanted
-        return ClientTurn(CLIENT_FLAGS.pack(flags) + _option(Option.GO, data))
+        return ClientTurn(_option(Option.GO, _U32.pack(len(self._name)) + self._name + wanted))
 
-    def _take_go_reply(self) -> ClientTurn | None:
+    def _take_option_reply(self, asked: Option) -> tuple[int, bytes] | None:
+        """Return type and data of the next reply, which must be to that option; None until it is there."""
         if len(self._buffer) < OPTION_REPLY.size:
             return None
         magic, number, kind, length = OPTION_REPLY.unpack_from(self._buffer)
         if magic != OPTION_REPLY_MAGIC:
             raise PeerError(f"option reply magic is {magic:#018x}, not {OPTION_REPLY_MAGIC:#018x}")
-        if number != Option.GO:
-            raise PeerError(f"reply to option {number}, asked was {Option.GO}")
+        if number != asked:
+            raise PeerError(f"reply to option {number}, asked was {asked}")
         if length > _REPLY_BYTES_MAX:
             raise PeerError(f"option reply of {length} bytes, the limit is {_REPLY_BYTES_MAX}")
         end = OPTION_REPLY.size + length
@@ -166,6 +217,12 @@ class ClientHandshake:
             return None
         data = bytes(self._buffer[OPTION_REPLY.size : end])
         del self._buffer[:end]
+        return kind, data
+
+    def _take_go_reply(self) -> ClientTurn | None:
+        if (reply := self._take_option_reply(Option.GO)) is None:
+            return None
+        kind, data = reply
         if kind == OptionReply.ACK:
             if "size" not in self._told:
                 raise PeerError("GO was acknowledged without the size of the export")
@@ -185,6 +242,9 @@ class ClientHandshake:
             self._waiting = _Waiting.EXPORT_NAME_REPLY
             self._told = {"name": self._told["name"]}
             return ClientTurn(_option(Option.EXPORT_NAME, self._name))
+        return self._left(kind, data)
+
+    def _left(self, kind: int, data: bytes) -> ClientTurn:
         # O4: the polite way out. Nobody waits for its ACK (AB2).
         return ClientTurn(_option(Option.ABORT, b""), Refused(reply=kind, text=data.decode(errors="replace")))
 
@@ -229,7 +289,10 @@ class ClientHandshake:
         flags = TransmissionFlag(int(told.pop("flags")))
         leftover = bytes(self._buffer)
         self._buffer.clear()
-        return Entered(info=ServerInfo(flags=flags, **told), leftover=leftover)  # type: ignore[arg-type]
+        info = ServerInfo(
+            flags=flags, structured=self._structured, allocation_id=self._allocation_id, **told  # type: ignore[arg-type]
+        )
+        return Entered(info=info, leftover=leftover)
 
 
 def _option(option: Option, data: bytes) -> bytes:

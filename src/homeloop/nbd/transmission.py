@@ -30,6 +30,8 @@ from homeloop.nbd.protocol import (
 )
 
 __all__ = [
+    "DIRECT_BYTES_MIN",
+    "RECEIVE_BYTES",
     "ReceiveBuffer",
     "Reply",
     "ReplyReader",
@@ -40,12 +42,13 @@ __all__ = [
 
 # command, command flags, cookie, offset, length, payload of a WRITE (valid until the next targets())
 Request: TypeAlias = tuple[int, int, int, int, int, memoryview | None]
-# cookie, error number of the wire (0: none), payload of a READ (the receiver's own)
-Reply: TypeAlias = tuple[int, int, bytes | bytearray | None]
+# cookie, error number of the wire (0: none), and what was asked for: the payload of a READ (the receiver's own), the
+# (length, flags) of a BLOCK_STATUS; of an error the server's text, if it gave one
+Reply: TypeAlias = tuple[int, int, bytes | bytearray | list[tuple[int, int]] | str | None]
 
-_RECEIVE_BYTES: Final = 256 << 10
+RECEIVE_BYTES: Final = 256 << 10
 # From here on a payload that is not yet all there gets memory of its own; below, it is awaited in the buffer.
-_DIRECT_BYTES_MIN: Final = 32 << 10
+DIRECT_BYTES_MIN: Final = 32 << 10
 _WRITE: Final = Command.WRITE.value
 
 
@@ -60,8 +63,8 @@ class ReceiveBuffer:
     Memory held: one receive buffer, and one payload of at most what the subclass lets through.
     """
 
-    def __init__(self, header_bytes: int, receive_bytes: int = _RECEIVE_BYTES) -> None:
-        assert receive_bytes >= 2 * _DIRECT_BYTES_MIN, receive_bytes
+    def __init__(self, header_bytes: int, receive_bytes: int = RECEIVE_BYTES) -> None:
+        assert receive_bytes >= 2 * DIRECT_BYTES_MIN, receive_bytes
         self._header_bytes = header_bytes
         self._buffer = bytearray(receive_bytes)
         self._view = memoryview(self._buffer)
@@ -116,12 +119,14 @@ class ReceiveBuffer:
         self._buffer, self._view = buffer, memoryview(buffer)
         self._start, self._end = 0, left
 
-    def _begin_direct(self, length: int) -> None:
-        """Give the payload that begins at _start memory of its own, and move what is there of it."""
-        spare, self._spare = self._spare, None
-        if spare is None or not length <= len(spare) <= 2 * length:
-            spare = bytearray(length)
-        self._direct = memoryview(spare)[:length]
+    def _begin_direct(self, length: int, into: memoryview | None = None) -> None:
+        """Give the payload that begins at _start memory of its own (`into`), and move what is there of it."""
+        if into is None:
+            spare, self._spare = self._spare, None
+            if spare is None or not length <= len(spare) <= 2 * length:
+                spare = bytearray(length)
+            into = memoryview(spare)[:length]
+        self._direct = into
         self._direct_filled = self._end - self._start
         self._direct[: self._direct_filled] = self._view[self._start : self._end]
         self._start = self._end = 0
@@ -143,7 +148,7 @@ class RequestReader(ReceiveBuffer):
     """The server's side: bytes of one client in, requests out."""
 
     def __init__(
-        self, *, payload_bytes_max: int = PAYLOAD_BYTES_DEFAULT_MAX, receive_bytes: int = _RECEIVE_BYTES
+        self, *, payload_bytes_max: int = PAYLOAD_BYTES_DEFAULT_MAX, receive_bytes: int = RECEIVE_BYTES
     ) -> None:
         super().__init__(REQUEST.size, receive_bytes)
         self._payload_bytes_max = payload_bytes_max
@@ -191,7 +196,7 @@ class RequestReader(ReceiveBuffer):
                 continue
             payload_end = position + header_bytes + length
             if payload_end > end:
-                if length >= _DIRECT_BYTES_MIN:
+                if length >= DIRECT_BYTES_MIN:
                     self._awaiting = (command, flags, cookie, offset, length, None)
                     self._start = position + header_bytes
                     self._begin_direct(length)
@@ -213,15 +218,16 @@ class RequestReader(ReceiveBuffer):
 
 
 class ReplyReader(ReceiveBuffer):
-    """The client's side: bytes of the server in, replies out. The owner says what it waits for."""
+    """The client's side: bytes of the server in, simple replies out. The owner says what it waits for."""
 
-    def __init__(self, receive_bytes: int = _RECEIVE_BYTES) -> None:
+    def __init__(self, receive_bytes: int = RECEIVE_BYTES) -> None:
         super().__init__(SIMPLE_REPLY.size, receive_bytes)
         self._expected: dict[int, int] = {}  # cookie -> bytes of payload if the request succeeds
         self._awaiting = 0  # the cookie whose payload is on its way
 
-    def expect(self, cookie: int, payload_bytes: int) -> None:
-        """Wait for the reply to a request; cookies in flight are distinct (X2)."""
+    def expect(self, cookie: int, payload_bytes: int, *, offset: int = 0, wants_extents: bool = False) -> None:
+        """Wait for the reply to a request; cookies in flight are distinct (X2). As in ChunkReader."""
+        assert not wants_extents, "BLOCK_STATUS without structured replies"
         assert cookie not in self._expected, cookie
         self._expected[cookie] = payload_bytes
 
@@ -249,7 +255,7 @@ class ReplyReader(ReceiveBuffer):
                 batch.append((cookie, error, None))
                 continue
             payload_end = position + header_bytes + length
-            if payload_end > end and length < _DIRECT_BYTES_MIN:
+            if payload_end > end and length < DIRECT_BYTES_MIN:
                 self._narrow = False
                 break
             del self._expected[cookie]
