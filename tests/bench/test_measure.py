@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from bench import rows_call, rows_loop, rows_run, rows_wake
+from bench import rows_call, rows_loop, rows_run, rows_sync, rows_wake
 from bench.measure import (
     MICROSECONDS,
     PER_SECOND,
@@ -131,7 +131,7 @@ def test_quartiles() -> None:
     assert (figures.median, figures.quartiles) == (3.0, (2.0, 4.0))
 
 
-IN_PROCESS = [*rows_call.rows(), *rows_wake.rows(), *rows_run.rows(), *rows_loop.rows()]
+IN_PROCESS = [*rows_call.rows(), *rows_wake.rows(), *rows_run.rows(), *rows_loop.rows(), *rows_sync.rows()]
 
 
 @pytest.mark.parametrize("row", IN_PROCESS, ids=lambda row: row.name)
@@ -139,4 +139,5 @@ def test_row_runs(row: Row) -> None:
     """A benchmark that nobody runs rots: each row once, as short as it gets."""
     result = measure(row, Plan(rounds=1, round_s=0.001, program_rounds=1))
     assert result.missing.keys() <= PEERS
-    assert {"homeloop", "asyncio"} <= result.figures.keys()
+    assert "homeloop" in result.figures
+    assert {"asyncio", "threading"} & result.figures.keys()

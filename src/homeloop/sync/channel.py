@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from time import monotonic
 from typing import Any, Final, Generic, TypeVar
 
+from homeloop.core.loop import running_loop
 from homeloop.errors import ChannelClosed, UsageError, WouldBlock
 from homeloop.sync.waiting import NOBODY, Line, LoopWaiter, ThreadWaiter, Waitable, Waiter, caller, plain_thread
 
@@ -70,7 +71,9 @@ class Channel(Waitable, Generic[T]):
 
         ChannelClosed if it is or gets closed; TimeoutError in a thread after `timeout` seconds. Not sent then.
         """
-        return self._either(timeout, self._send, self._send_blocking, item)
+        if running_loop() is None:              # asked once: it is not free
+            return self._send_blocking(item, timeout)
+        return self._either(timeout, self._send, self._send_serving, item)
 
     def send_nowait(self, item: T) -> None:
         """Send an item if there is a place and nobody waits for one; else WouldBlock. Any thread."""
@@ -104,7 +107,9 @@ class Channel(Waitable, Generic[T]):
 
         ChannelClosed at the end; TimeoutError in a thread after `timeout` seconds.
         """
-        return self._either(timeout, self._receive, self._receive_blocking)
+        if running_loop() is None:
+            return self._receive_blocking(timeout)
+        return self._either(timeout, self._receive, self._receive_serving)
 
     def receive_nowait(self) -> T:
         """Receive the next item if there is one; else WouldBlock, at the end ChannelClosed. Any thread.
@@ -172,8 +177,11 @@ class Channel(Waitable, Generic[T]):
                 return
             await self._sleep(waiter)
 
-    def _send_blocking(self, item: T, timeout: float | None) -> None:
+    def _send_serving(self, item: T, timeout: float | None) -> None:
         plain_thread(self, "send")
+        self._send_blocking(item, timeout)
+
+    def _send_blocking(self, item: T, timeout: float | None) -> None:
         with self._lock:
             self._check_open_locked()
             woken = self._try_send_locked(item)
@@ -211,41 +219,50 @@ class Channel(Waitable, Generic[T]):
         return True
 
     async def _receive(self) -> T:
-        item: T
+        waiter = None
         with self._lock:
-            item, waiter, woken = self._take_or_join_locked(None)
-        self._wake(woken)
+            if self._buffer:
+                item = self._buffer.popleft()
+                woken = self._grant_locked() if self._line else ()
+            else:
+                self._check_open_locked()
+                waiter = LoopWaiter(caller(), "receive", _RECEIVE)
+                woken = self._join_receivers_locked(waiter)
+        if woken:
+            self._wake(woken)
         if waiter is None:
             return item
-        assert isinstance(waiter, LoopWaiter)
         await self._sleep(waiter)
         return self._received(waiter)
 
+    def _receive_serving(self, timeout: float | None) -> T:
+        plain_thread(self, "receive")
+        return self._receive_blocking(timeout)
+
     def _receive_blocking(self, timeout: float | None) -> T:
-        item: T
-        thread_waiter = self._thread_waiter("receive", _RECEIVE)
+        waiter = None
         with self._lock:
-            item, waiter, woken = self._take_or_join_locked(thread_waiter)
-        self._wake(woken)
+            if self._buffer:
+                item = self._buffer.popleft()
+                woken = self._grant_locked() if self._line else ()
+            else:
+                self._check_open_locked()
+                waiter = self._thread_waiter("receive", _RECEIVE)
+                woken = self._join_receivers_locked(waiter)
+        if woken:
+            self._wake(woken)
         if waiter is None:
             return item
-        if not self._block(thread_waiter, timeout):
+        if not self._block(waiter, timeout):
             raise TimeoutError(f"{self!r} had no item for {timeout} s")
-        return self._received(thread_waiter)
+        return self._received(waiter)
 
-    def _take_or_join_locked(self, waiter: Waiter | None) -> tuple[Any, Waiter | None, Sequence[Waiter]]:
-        """(item, None, whom to wake), or (nothing, the waiter, whom to wake). None: make one, of a coroutine."""
-        if self._buffer:
-            item = self._buffer.popleft()
-            return item, None, self._grant_locked() if self._line else ()
-        self._check_open_locked()
-        if waiter is None:
-            waiter = LoopWaiter(caller(), "receive", _RECEIVE)
+    def _join_receivers_locked(self, waiter: Waiter) -> Sequence[Waiter]:
         if self._receivers is NOBODY:
             self._receivers = OrderedDict()
         self._receivers[waiter] = None
         waiter.line = self._receivers
-        return None, waiter, self._grant_locked() if self._line else ()
+        return self._grant_locked() if self._line else ()
 
     def _received(self, waiter: Waiter) -> T:
         if waiter.value is _CLOSED:
