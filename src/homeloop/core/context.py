@@ -512,6 +512,9 @@ class AioContext:
         inbox = self.inbox
         inbox.lock = self.lock = threading.RLock()
         inbox.closed = True
+        for entry in inbox.entries:
+            if isinstance(entry, Coroutine):
+                entry.close_unborn()
         inbox.entries.clear()
         inbox.why_closed = "belongs to the parent process: make a runtime in the forked child"
         if self.gate is not None:

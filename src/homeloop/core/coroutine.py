@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import enum
+import inspect
 import itertools
 import types
 from collections.abc import Callable, Generator
@@ -513,6 +514,11 @@ class Coroutine(Generic[T]):
         """End it without a step: it never ran, or never will (home thread)."""
         self._coro.close()
         self._finish(None, error)
+
+    def close_unborn(self) -> None:
+        """In a forked child: if it has never run, close it, so that no "never awaited" follows."""
+        if inspect.iscoroutine(self._coro) and inspect.getcoroutinestate(self._coro) == inspect.CORO_CREATED:
+            self._coro.close()
 
     def _abandon_unborn(self) -> bool:
         """Its context has ended: if it never began, it never will. Any thread."""

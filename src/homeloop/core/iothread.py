@@ -85,6 +85,9 @@ class ContextThread:
             state, self._state = self._state, _State.ENDED
         if state is _State.NEW or self._context is None:
             return
+        gate = self._context.gate
+        if gate is not None and gate.held() and here is None:
+            gate.hand_over()        # left behind by a Ctrl-C in `with big_lock:`; the end would wait for us
         self._context.try_post(self._stop_loop)
         if here is not None:
             here.wait_while(lambda: not self._ended)

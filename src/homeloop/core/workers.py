@@ -81,7 +81,7 @@ class WorkerPool:
         self._work: deque[_Work] = deque()              # under _lock; FIFO
         self._idle: deque[threading.Lock] = deque()     # under _lock; gates of idle threads, newest last
         self._threads: set[threading.Thread] = set()    # under _lock
-        self._calls: dict[threading.Thread, _Work] = {}  # under _lock: what each thread runs now
+        self._calls: dict[threading.Thread, _Work] = {}     # under _lock: what each thread ran last
         self._stopping = False                          # under _lock
         self._done: deque[tuple[_Work, Any, BaseException | None]] = deque()    # under _lock: to hand over
         self._handing_over = False                      # under _lock: a message to the home is on its way
@@ -165,8 +165,8 @@ class WorkerPool:
 
     def _serve(self) -> None:               # a worker thread
         thread.runtime = self.context.runtime
+        me = threading.current_thread()
         try:
-            me = threading.current_thread()
             while (work := self._next()) is not None:
                 with self._lock:
                     self._calls[me] = work
@@ -178,7 +178,8 @@ class WorkerPool:
                 del work, outcome
         finally:
             with self._lock:
-                self._threads.discard(threading.current_thread())
+                self._calls.pop(me, None)
+                self._threads.discard(me)
 
     def _next(self) -> _Work | None:
         """Wait for work. None: end."""
@@ -203,7 +204,6 @@ class WorkerPool:
     def _hand_over(self, work: _Work, result: Any, exception: BaseException | None) -> None:
         with self._lock:
             self._completed += 1
-            self._calls.pop(threading.current_thread(), None)
             self._done.append((work, result, exception))
             if self._handing_over:
                 return                          # one message carries all that are done by the time it arrives
