@@ -81,7 +81,7 @@ class WorkerPool:
         self._work: deque[_Work] = deque()              # under _lock; FIFO
         self._idle: deque[threading.Lock] = deque()     # under _lock; gates of idle threads, newest last
         self._threads: set[threading.Thread] = set()    # under _lock
-        self._calls: dict[threading.Thread, _Work] = {}     # under _lock: what each thread ran last
+        self._calls: dict[threading.Thread, _Work] = {}     # under _lock: what each thread runs now
         self._stopping = False                          # under _lock
         self._done: deque[tuple[_Work, Any, BaseException | None]] = deque()    # under _lock: to hand over
         self._handing_over = False                      # under _lock: a message to the home is on its way
@@ -174,11 +174,12 @@ class WorkerPool:
                     outcome: tuple[Any, BaseException | None] = (work.fn(), None)
                 except BaseException as exc:        # its place is at the waiter, whatever it is
                     outcome = (None, exc)
+                with self._lock:
+                    del self._calls[me]
                 self._hand_over(work, *outcome)
                 del work, outcome
         finally:
             with self._lock:
-                self._calls.pop(me, None)
                 self._threads.discard(me)
 
     def _next(self) -> _Work | None:
