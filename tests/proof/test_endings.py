@@ -175,10 +175,10 @@ EVERYTHING = """
         context.spawn(parks())
         context.post(post_on, context)
         context.spawn(homeloop.to_worker(threading.Event().wait))
-    def call():
+    def call(rt):
         while True:
             rt.call(noop())
-    threading.Thread(target=call, daemon=True).start()
+    threading.Thread(target=call, args=(rt,), daemon=True).start()
     for context in contexts:
         assert context.call(noop(1), 20) == 1           # it runs
     print("all run")
@@ -333,8 +333,8 @@ def test_ctrl_c_at_random_moments_ends_the_block(work: str, seed: int) -> None:
         for delay in sys.argv[1:]:
             sys.argv[1] = delay
             sender = threading.Thread(target=interrupt)
-            sender.start()
             try:
+                sender.start()
                 while True:
                     {work.replace("io.post(noop)", "io.post(int)")}
             except KeyboardInterrupt:
