@@ -329,3 +329,36 @@ def test_wz2_enotsup_has_a_text() -> None:
             assert await t.client.chunk() == error_chunk(1, 95, "Slow.write_zeroes: OSError: [Errno 95] slow")
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("agreed", [AGREED, SELECTED], ids=["structured", "allocation"])
+def test_x1_x9_f5_any_request_gets_one_reply(agreed: Agreed, seed: int) -> None:
+    """Whatever the command, flags and range: one answer, with its cookie, and the connection goes on."""
+    dice = random.Random(seed)
+    commands = [wire.READ, wire.FLUSH, wire.TRIM, wire.CACHE, wire.WRITE_ZEROES, wire.BLOCK_STATUS, 8, 65535]
+    numbers = [0, 1, 511, 512, 65536, SIZE - 1, SIZE, SIZE + 1, 1 << 25, (1 << 32) - 1]
+
+    async def main() -> None:
+        async with talk(Memory(SIZE), agreed=agreed) as t:
+            for cookie in range(600):
+                command = dice.choice(commands)
+                flags = dice.choice([0, 0, dice.randrange(64), dice.randrange(65536)])
+                length = dice.choice(numbers)
+                await t.client.send(wire.request(command, cookie, dice.choice([*numbers, 2**64 - 1]), length, flags))
+                magic = await t.client.receive(4)
+                if magic == b"\x67\x44\x66\x98":
+                    error, found = struct.unpack(">IQ", await t.client.receive(12))
+                    assert (error, found) == (0, cookie)
+                    assert command not in (wire.READ, wire.BLOCK_STATUS)
+                else:
+                    done, kind, found, payload_bytes = struct.unpack(">HHQI", await t.client.receive(16))
+                    assert (magic, done, found) == (b"\x66\x8e\x33\xef", 1, cookie)
+                    payload = await t.client.receive(payload_bytes)
+                    assert kind == 32769 or command in (wire.READ, wire.BLOCK_STATUS)
+                    if kind == BLOCK_STATUS:
+                        told = struct.unpack_from(f">{(payload_bytes - 4) // 4}I", payload, 4)[::2]
+                        assert told
+                        assert all(told)
+                        assert sum(told) <= length
+
+    asyncio.run(main())

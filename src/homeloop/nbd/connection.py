@@ -50,7 +50,7 @@ from homeloop.nbd.replies import (
     pack_none,
     pack_simple_reply,
 )
-from homeloop.nbd.sending import SendQueue
+from homeloop.nbd.sending import BytesLike, SendQueue
 from homeloop.nbd.transmission import Request, RequestReader
 
 __all__ = ["Connection", "ConnectionLimits", "ConnectionStatistics", "Spawn"]
@@ -341,16 +341,17 @@ class Connection:
                 kind = type(answer)
                 if kind is CoroutineType:
                     self._start(answer, (_READ, 0, cookie, offset, length), length)
-                elif structured and (kind is memoryview or not length):
-                    self._answer((_READ, 0, cookie, offset, length), answer)  # a hole, maybe
                 else:
-                    if structured:  # as pack_data_header() and pack_simple_reply() do, less 0.1 us for the call
+                    # As pack_simple_reply() and pack_data_header() do, less 0.1 us for the call.
+                    if not structured:
+                        head = _pack_simple(SIMPLE_REPLY_MAGIC, 0, cookie)
+                    elif length and kind is not memoryview:
                         head = _pack_data(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, _DATA, cookie, length + 8, offset)
                     else:
-                        head = _pack_simple(SIMPLE_REPLY_MAGIC, 0, cookie)
+                        head, answer = _content(0, cookie, offset, length, answer)
                     append(head)
                     append(answer)  # type: ignore[arg-type]
-                    size += len(head) + length
+                    size += len(head) + len(answer)  # type: ignore[arg-type]
                     if size < _FLUSH_BYTES:
                         continue
                 out.unsent_bytes += size
@@ -405,13 +406,9 @@ class Connection:
         elif not self._structured:
             append(pack_simple_reply(0, cookie))
             append(result)
-        elif not length:
-            append(pack_none(cookie))
-        elif are_zeroes(result) and not flags & _DF:
-            append(pack_hole(cookie, offset, length))
         else:
-            append(pack_data_header(cookie, offset, length))
-            append(result)
+            for piece in _content(flags, cookie, offset, length, result):
+                append(piece)
 
     def _refuse(self, asked: _Asked, error: BlockError) -> None:
         """Queue the reply to a request that failed."""
@@ -579,3 +576,11 @@ class Connection:
         self._batch_next = 0
         self._maybe_end()
 
+
+def _content(flags: int, cookie: int, offset: int, length: int, data: Any) -> tuple[bytes, BytesLike]:
+    """Return the structured reply to a READ: its header, and its data, none of a hole. Zeroes are data with DF (R9)."""
+    if not length:
+        return pack_none(cookie), b""
+    if are_zeroes(data) and not flags & _DF:
+        return pack_hole(cookie, offset, length), b""
+    return pack_data_header(cookie, offset, length), data
