@@ -20,7 +20,7 @@ from homeloop.sync.waiting import (
     name_of,
     plain_thread,
 )
-from tests.core.bounded import LIMIT_S, Plain
+from tests.core.bounded import LIMIT_S, Plain, until, wait
 
 
 class Ticket(Waitable):
@@ -152,3 +152,99 @@ def test_plain_thread_says_both_sides() -> None:
             assert plain_thread(ticket, "wait") is rt.main
             assert Plain(plain_thread, ticket, "wait").result() is None
     asyncio.run(main())
+
+
+def test_direct_entry_from_another_thread() -> None:
+    """The waiter runs as its wake is taken, before what was ready behind it; the loop need not go round again."""
+    log: list[str] = []
+    ticket = Ticket()
+    entered, unblock = threading.Event(), threading.Event()
+
+    async def waiting() -> None:
+        waiter = LoopWaiter(caller(), "ticket")
+        ticket._line_up(waiter)
+        await ticket._sleep(waiter)
+        log.append("waiter")
+
+    def block() -> None:
+        entered.set()
+        wait(unblock)
+
+    with homeloop.IOThread() as io:
+        co = io.spawn(waiting())
+        until(ticket.waiters, ticket)
+        io.post(block)
+        wait(entered)
+        ticket.add()
+        io.post(log.append, "post")
+        unblock.set()
+        co.result(LIMIT_S)
+        io.call(asyncio.sleep(0))
+    assert log == ["waiter", "post"]
+
+
+def test_wake_at_home_does_not_interrupt_the_caller() -> None:
+    log: list[str] = []
+    ticket = Ticket()
+
+    async def waiting() -> None:
+        waiter = LoopWaiter(caller(), "ticket")
+        ticket._line_up(waiter)
+        await ticket._sleep(waiter)
+        log.append("waiter")
+
+    def add() -> None:
+        ticket.add()
+        log.append("caller")
+
+    with homeloop.IOThread() as io:
+        co = io.spawn(waiting())
+        until(ticket.waiters, ticket)
+        io.post(add)
+        co.result(LIMIT_S)
+    assert log == ["caller", "waiter"]
+
+
+@pytest.mark.parametrize("granted", ["before", "behind", "never"])
+def test_cancelled_at_every_point(granted: str) -> None:
+    """In one callback at home: granted before the cancellation, behind it, or not at all."""
+    ticket = Ticket()
+
+    async def waiting() -> None:
+        waiter = LoopWaiter(caller(), "ticket")
+        ticket._line_up(waiter)
+        await ticket._sleep(waiter)
+
+    with homeloop.IOThread() as io:
+        co = io.spawn(waiting())
+        until(ticket.waiters, ticket)
+
+        def both() -> None:
+            if granted == "before":
+                ticket.add()
+            co.cancel("enough")
+            if granted == "behind":
+                ticket.add()
+
+        io.post(both)
+        with pytest.raises(asyncio.CancelledError, match="enough"):
+            co.result(LIMIT_S)
+    assert ticket.waiters() == ()
+    assert ticket.tickets == (granted != "never")
+
+
+def test_cancelled_before_it_waits() -> None:
+    ticket = Ticket()
+
+    async def waiting() -> None:
+        me = homeloop.current_coroutine()
+        assert me is not None
+        waiter = LoopWaiter(caller(), "ticket")
+        ticket._line_up(waiter)
+        me.cancel()
+        await ticket._sleep(waiter)
+
+    with homeloop.IOThread() as io:
+        with pytest.raises(asyncio.CancelledError):
+            io.call(waiting(), timeout=LIMIT_S)
+    assert ticket.waiters() == ()

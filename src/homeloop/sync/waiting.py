@@ -12,13 +12,15 @@ signal handlers and finalizers: they may run in the middle of those lines.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from typing import Any
 
 from homeloop.core.context import AioContext
+from homeloop.core.coroutine import Coroutine
 from homeloop.core.current import thread
 from homeloop.core.loop import HomeLoop, current_task, running_loop
 from homeloop.core.waiting import kick
@@ -30,6 +32,7 @@ __all__ = [
     "Line",
     "LoopWaiter",
     "ThreadWaiter",
+    "Turn",
     "Waitable",
     "Waiter",
     "caller",
@@ -69,6 +72,64 @@ Line = OrderedDict[Waiter, None]        # first in, first out, and who leaves ea
 NOBODY: Line = OrderedDict()            # shared by all that nobody waits for: an idle primitive is small
 
 
+class Turn:
+    """What a Coroutine awaits until it is its turn: as much of a future as who drives it asks for.
+
+    A wake from another thread enters the coroutine directly, where a future would have it wait for the loop's next
+    iteration. A wake at home does not: the caller's code would be interrupted by the waiter's. Home thread only.
+    """
+
+    __slots__ = ("_asyncio_future_blocking", "_awaited", "_cancelled_by", "_co", "_done")
+
+    def __init__(self, co: Coroutine[Any]) -> None:
+        self._asyncio_future_blocking = False
+        self._co = co
+        self._awaited = False                   # the coroutine has suspended on it
+        self._done = False
+        self._cancelled_by: tuple[Any, ...] | None = None       # the arguments for CancelledError
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        if not self._done:
+            self._asyncio_future_blocking = True
+            yield self
+        if self._cancelled_by is not None:
+            raise asyncio.CancelledError(*self._cancelled_by)
+
+    def get_loop(self) -> asyncio.AbstractEventLoop:
+        return self._co.context.loop
+
+    def add_done_callback(self, _step: Any, *, context: Any = None) -> None:
+        self._awaited = True
+        if self._done:
+            self._co.context.queue(self._co)
+
+    def done(self) -> bool:
+        return self._done
+
+    def set_result(self, _result: None) -> None:
+        """Its turn: in the next iteration."""
+        self._done = True
+        if self._awaited:
+            self._co.context.queue(self._co)
+
+    def enter(self) -> None:
+        """Its turn: now, if nothing of the context is on the stack."""
+        context = self._co.context
+        if not self._awaited or context.runs_something():
+            self.set_result(None)
+            return
+        self._done = True
+        context.run_chain(self._co)
+
+    def cancel(self, msg: Any = None) -> bool:
+        """End the wait by CancelledError. False if it is the coroutine's turn: it is thrown then in its place."""
+        if self._done:
+            return False
+        self._cancelled_by = () if msg is None else (msg,)
+        self.set_result(None)
+        return True
+
+
 class LoopWaiter(Waiter):
     """A coroutine or task of any asyncio loop. Also an entry of a homeloop context's inbox."""
 
@@ -83,13 +144,15 @@ class LoopWaiter(Waiter):
         assert loop is not None, "made in a coroutine only"
         self._loop = loop
         self._home = loop if isinstance(loop, HomeLoop) else None
-        self.future: Any = loop.create_future()             # the loop's thread
+        # Settled, cancelled and awaited in the loop's thread.
+        self.future: Any = Turn(owner) if isinstance(owner, Coroutine) and self._home else loop.create_future()
 
     def wake(self) -> bool:
         home = self._home
         if running_loop() is self._loop and (home is None or home.gate is None or home.gate.held()):
             # With a big lock the thread alone says too little: the home may be in released().
-            self._run()
+            if not self.future.done():
+                self.future.set_result(None)
             return True
         try:
             if home is not None:
@@ -101,8 +164,14 @@ class LoopWaiter(Waiter):
         return True
 
     def _run(self) -> None:
-        if not self.future.done():              # done: cancelled, and its task will pass the grant on
-            self.future.set_result(None)
+        """At home, from another thread's wake."""
+        future = self.future
+        if future.done():
+            return                              # cancelled, and its task will pass the grant on
+        if type(future) is Turn:
+            future.enter()
+        else:
+            future.set_result(None)
 
 
 class ThreadWaiter(Waiter):
