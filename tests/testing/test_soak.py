@@ -64,7 +64,7 @@ def test_a_future_set_from_the_wrong_thread_is_lost() -> None:
 
     with homeloop.IOThread(loop_factory=asyncio.SelectorEventLoop) as io:
         with pytest.raises(AssertionError, match="was lost") as failure:
-            lost_wake_soak(naive, context=io.context, wakes=200, threads=1, limit_s=0.3)
+            lost_wake_soak(naive, context=io.context, wakes=2_000, threads=1, limit_s=0.3)
         assert "soaked" in str(failure.value)           # the snapshot shows who waits
         assert any("seed" in note for note in failure.value.__notes__)
 

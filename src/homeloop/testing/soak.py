@@ -20,7 +20,9 @@ __all__ = ["SoakReport", "lost_wake_soak"]
 Wait = Callable[[], Awaitable[object]]
 Wake = Callable[[], object]
 SPIN_MAX = 300          # rounds of a busy pause: up to some 10 us, what lies between a look and a sleep
-ASLEEP_S = 0.001        # long enough for an idle home to go to sleep
+ASLEEP_S = 0.005        # long enough for an idle home to go to sleep, also where others keep the processors busy
+ASLEEP_SHARE = 0.05     # of the wakes: those that meet a home asleep
+_NEVER = threading.Event()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +111,7 @@ class _Pair:
         wait, self._wake = self._make()
         self._made.set()
         pauses = random.Random(self._moves.random())
-        while self._returned < self._wakes:
+        while True:                                 # until running() ends it: so one return too many is seen
             await wait()
             self._returned += 1
             self._arrived.release()
@@ -124,6 +126,8 @@ class _Pair:
             self._made.wait()
             while self._sent < self._wakes:
                 self._one()
+            _NEVER.wait(4 * ASLEEP_S)               # a return too many comes behind the last that was due
+            self._check_not_doubled()
         except BaseException as exc:
             self.error = exc
 
@@ -131,20 +135,23 @@ class _Pair:
         waiter = self._waiter
         assert waiter is not None
         if waiter.done():
-            waiter.outcome()
+            waiter.outcome()                        # raises: it has no other end before ours
         assert self._wake is not None, f"{self._make!r} returned no wake"
-        if self._moves.random() < 0.1:
-            threading.Event().wait(ASLEEP_S)        # the home goes to sleep
+        if self._moves.random() < ASLEEP_SHARE:
+            _NEVER.wait(ASLEEP_S)
         else:
             _spin(self._moves)
-        if self._exact and self._returned > self._sent:
-            raise AssertionError(f"wait() returned {self._returned} times for {self._sent} wakes")
+        self._check_not_doubled()
         self._sent += 1
         self._wake()
         if not self._arrived.acquire(timeout=self._limit_s):
             raise AssertionError(f"wake {self._sent} was lost: not arrived {self._limit_s:g} s later\n{snapshot()}")
-        if waiter.done() and self._returned < self._wakes:
+        if waiter.done():
             waiter.outcome()
+
+    def _check_not_doubled(self) -> None:
+        if self._exact and self._returned > self._sent:
+            raise AssertionError(f"wait() returned {self._returned} times for {self._sent} wakes")
 
 
 def _spin(moves: random.Random) -> None:
