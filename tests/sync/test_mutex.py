@@ -146,6 +146,24 @@ async def in_callback(fn: Callable[[], object]) -> Exception:
     return await outcome
 
 
+@pytest.mark.parametrize("run", [asyncio.run, homeloop.run])
+@pytest.mark.parametrize("now", ["nobody", "a thread", "a task"])
+def test_leaving_a_block_does_not_release_what_is_anothers(run: Any, now: str) -> None:
+    mutex = Mutex()
+
+    async def main() -> None:
+        with pytest.raises(WrongState, match="does not own it"):
+            async with mutex:
+                mutex.release()
+                if now == "a thread":
+                    Plain(mutex.acquire).result()
+                elif now == "a task":
+                    await asyncio.create_task(mutex.acquire())
+        assert mutex.locked() == (now != "nobody")
+
+    run(main())
+
+
 @pytest.mark.parametrize("form", ["with", "acquire", "callback"])
 @pytest.mark.parametrize("run", [asyncio.run, homeloop.run])
 def test_synchronous_form_in_a_thread_that_serves_a_loop(run: Any, form: str) -> None:
