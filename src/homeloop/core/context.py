@@ -12,7 +12,7 @@ import contextlib
 import contextvars
 import functools
 import threading
-import weakref
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from collections.abc import Coroutine as CoroutineABC
@@ -20,6 +20,7 @@ from types import CoroutineType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from homeloop.core import forking, waiting
+from homeloop.core.adopted import AdoptedLoops
 from homeloop.core.bottom_half import BottomHalf
 from homeloop.core.coroutine import Coroutine
 from homeloop.core.current import current_context, thread
@@ -63,6 +64,8 @@ class AioContext:
         self.driven: Coroutine[Any] | None = None               # big lock: a call() that its caller drives
         self.coroutines: set[Coroutine[Any]] = set()            # home: those that have suspended and not ended
         self.counters = Counters()
+        self.orphaned = False                                   # of the parent process; set in a forked child
+        self._outer_runtime: Runtime | None = None              # home: what thread.runtime was before
         self.home_away = False                                  # big lock: the home is in released()
         self.calls: Calls | None = None                        # home: the posted callbacks that run now
         self._wakes: list[Coroutine[Any]] = []                  # home: woken by what runs now, in order
@@ -92,8 +95,7 @@ class AioContext:
             raise UsageError(f"poll_max_ns={poll_max_ns}, grow={grow}, shrink={shrink}: none may be negative")
         if self.home is None:
             if poll_max_ns:
-                make = type(self.loop).__module__
-                raise UsageError(f"{self.name} runs a {make} loop: adaptive polling needs homeloop's own")
+                raise UsageError(f"{self.name} runs {self.loop!r}: adaptive polling needs homeloop's own loop")
             return
         self.home.set_polling(AdaptivePolling(poll_max_ns, grow, shrink) if poll_max_ns else None)
 
@@ -106,6 +108,20 @@ class AioContext:
 
     def is_current(self) -> bool:
         """Is the calling thread in this context: its home, or holding its big lock?"""
+        return current_context() is self
+
+    def may_enter(self) -> bool:
+        """May the calling thread run this context's code right now?
+
+        Less than is_current(): the home that sleeps (we are in a signal handler then), or that has let the big lock
+        go, may not.
+        """
+        gate = self.gate
+        if gate is not None:
+            mine = thread.context
+            return gate._holder == get_ident() and (mine is self or mine is None)
+        if self.home is not None:
+            return thread.context is self and not self.inbox.sleeping()
         return current_context() is self
 
     def is_main(self) -> bool:
@@ -175,9 +191,10 @@ class AioContext:
             raise WouldDeadlock(f"call() from {caller.name} to {self.name}: an IOThread may wait only for itself; "
                                 f"use `await context.run(...)`")
         co = self.create(coro)
+        end = None if timeout is None else time.monotonic() + timeout
         if self.gate is not None and mine is None and (caller is None or caller is self):
             try:
-                waiting.drive(self, self.gate, co)
+                waiting.drive(self, self.gate, co, end)
             except BaseException:
                 co.cancel()
                 raise
@@ -185,7 +202,7 @@ class AioContext:
                 return co.outcome()
         else:
             self._schedule_new(co)
-        return waiting.finish_call(co, timeout)
+        return waiting.finish_call(co, None if end is None else max(0.0, end - time.monotonic()))
 
     def post(self, fn: Callable[..., object], /, *args: Any) -> None:
         """Call fn(*args) at home, in a later iteration, in the order of the posts. Any thread, signal handlers too.
@@ -274,9 +291,9 @@ class AioContext:
         """
         if self.home is None:
             raise UsageError(f"{self.name} runs a {type(self.loop).__module__} loop: nested polls need homeloop's own")
-        if self.is_current():
-            return self._poll_here(self.home, blocking)
-        if self.home.home_ident is not None:
+        if self.closed:
+            raise self.inbox.refusal()
+        if not self.is_current() and self.home.home_ident is not None:
             raise WrongThread(f"poll() of {self.name} in thread {threading.current_thread().name!r}: its home thread "
                               f"polls it, or who holds the big lock")
         with self.stand_in():
@@ -284,8 +301,8 @@ class AioContext:
 
     @contextlib.contextmanager
     def stand_in(self) -> Iterator[None]:
-        """Be in this context for the block, which nobody serves: under its big lock, else as its home."""
-        if self.is_current():
+        """Be one that may run this context's code, for the block: as it is, under its big lock, else as its home."""
+        if self.may_enter():
             yield
         elif self.gate is not None:
             with self.gate:
@@ -299,7 +316,6 @@ class AioContext:
             finally:
                 set_running_loop(outer_loop)
                 self.end_serving()
-                waiting.kick()          # who slept because we served must look for itself
 
     # -- of a loop of any make -------------------------------------------------------------------------
 
@@ -319,8 +335,8 @@ class AioContext:
 
     # -- for the runtime: home thread or big lock -------------------------------------------------------
 
-    def is_served(self) -> bool:
-        """Has it a home thread now? A loop of another make: does it run?"""
+    def is_served(self) -> bool:            # or, a loop of another make: does it run?
+        """Has it a home thread now?"""
         return self.loop.is_running() if self.home is None else self.home.home_ident is not None
 
     def has_ended_locked(self) -> bool:
@@ -331,8 +347,7 @@ class AioContext:
 
     def check_open_locked(self) -> None:
         """Raise ContextClosed if the context has ended."""
-        if self.inbox.closed:
-            raise self.inbox.refusal()
+        self.inbox.check_open_locked()
 
     def queue(self, co: Coroutine[Any]) -> None:
         """Step co in the next iteration, after what is ready."""
@@ -472,8 +487,11 @@ class AioContext:
                 if home.home_ident is not None:
                     raise WrongThread(f"{self.name} is served by another thread")
                 home.home_ident = me
+        else:
+            _adopted.remember(self)     # of() must not make a second context for it
         thread.context = self
-        thread.runtime = thread.runtime or self.runtime
+        self._outer_runtime = thread.runtime
+        thread.runtime = self.runtime or thread.runtime
         if self.gate is not None:
             try:
                 self.gate.take(me)
@@ -486,11 +504,11 @@ class AioContext:
         if self.gate is not None:
             self.gate.hand_over()
         self._leave_home()
+        waiting.kick()                  # who slept because we served must look for itself
 
     def _leave_home(self) -> None:
         thread.context = None
-        if thread.runtime is self.runtime:
-            thread.runtime = None
+        thread.runtime = self._outer_runtime
         if self.home is not None:
             self.home.home_ident = None
 
@@ -501,22 +519,24 @@ class AioContext:
 
     def close_inbox(self) -> None:
         """End it: no more work; what nobody ran is cancelled. Home thread, its last act."""
-        for entry in self.inbox.close():
-            if isinstance(entry, Coroutine):
-                entry.abandon(asyncio.CancelledError(f"{self.name} has ended"))
+        left = self.inbox.close()
+        if self.home is not None:
+            left += self.home.ready_entries()
+        left += [*self._chain, *self._wakes, *self.coroutines]
+        for entry in left:
+            if isinstance(entry, Coroutine) and not entry.done():
+                try:
+                    entry.abandon(asyncio.CancelledError(f"{self.name} has ended"))
+                except BaseException as exc:        # its `finally` awaits, or raises: the others are owed their end
+                    self.report({"message": f"exception while {entry!r} was closed", "exception": exc})
         if self.runtime is not None and self.is_main():
             self.runtime.forget()
 
     def orphan(self) -> None:
         """In a forked child: the home is a thread of the parent. End, and say so to who comes."""
-        inbox = self.inbox
-        inbox.lock = self.lock = threading.RLock()
-        inbox.closed = True
-        for entry in inbox.entries:
-            if isinstance(entry, Coroutine):
-                entry.close_unborn()
-        inbox.entries.clear()
-        inbox.why_closed = "belongs to the parent process: make a runtime in the forked child"
+        self.orphaned = True
+        self.inbox.orphan()
+        self.lock = self.inbox.lock
         if self.gate is not None:
             self.gate.orphan()
         if self.home is not None:
@@ -544,13 +564,18 @@ class AioContext:
         with self.lock:
             self.inbox.take(entries)
             self.inbox.rearm()
-        for entry in entries:
-            if not entry._cancelled:
-                entry._run()
+        try:
+            while entries:
+                entry = entries.popleft()
+                if not entry._cancelled:
+                    entry._run()
+        finally:
+            if entries:                 # SystemExit, Ctrl-C
+                with self.lock:
+                    self.inbox.put_back_locked(entries)
 
 
-_adopted: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AioContext] = weakref.WeakKeyDictionary()
-_adopted_lock = threading.Lock()            # a leaf; guards _adopted
+_adopted = AdoptedLoops()
 
 
 def _adopt(loop: asyncio.AbstractEventLoop | None) -> AioContext:
@@ -562,13 +587,14 @@ def _adopt(loop: asyncio.AbstractEventLoop | None) -> AioContext:
         loop = here
     if isinstance(loop, HomeLoop):
         return loop.context
-    with _adopted_lock:
-        context = _adopted.get(loop)
-        if context is None:
-            if loop is not here:
-                raise WrongThread(f"{loop!r} has no context yet: call AioContext.of() in the thread that runs it first")
-            context = AioContext(f"adopted-{len(_adopted) + 1}", loop=loop)
-            _adopted[loop] = context
+    if thread.context is not None and thread.context.loop is loop:
+        return thread.context
+    context = _adopted.get(loop)
+    if context is None:
+        if loop is not here:
+            raise WrongThread(f"{loop!r} has no context yet: call AioContext.of() in the thread that runs it first")
+        context = AioContext(f"adopted-{next(_adopted.numbers)}", loop=loop)
+        _adopted.remember(context)
     if loop is here and thread.context is None:
         thread.adopted = context
     return context

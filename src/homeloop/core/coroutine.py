@@ -18,6 +18,7 @@ A wake is a permit (rule 4): it is remembered until a park takes it, one at most
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import enum
 import inspect
@@ -27,11 +28,13 @@ from collections.abc import Callable, Generator
 from collections.abc import Coroutine as CoroutineABC
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from homeloop.core.aftermath import LoopCallback, Unretrieved
 from homeloop.core.current import current_context
 from homeloop.core.joining import Joined
 from homeloop.core.loop import (
     DIRECT,
     HomeLoop,
+    current_task,
     enter_task,
     leave_if_current,
     leave_task,
@@ -103,6 +106,7 @@ class Coroutine(Generic[T]):
         "_reason",
         "_result",
         "_state",
+        "_traceback",
         "_unretrieved",
         "_vars",
         "context",
@@ -110,7 +114,8 @@ class Coroutine(Generic[T]):
 
     _result: T                          # set with _state DONE
     _exception: BaseException | None    # set with _state DONE
-    _unretrieved: _Unretrieved | None   # set with _state DONE
+    _traceback: types.TracebackType | None      # set with _exception
+    _unretrieved: Unretrieved | None   # set with _state DONE
     _reason: str                        # set with _state PARKED: for people
     _error: BaseException               # set with _must_cancel
 
@@ -203,7 +208,7 @@ class Coroutine(Generic[T]):
         if self._exception is not None:
             self._retrieved()
             try:
-                raise self._exception
+                raise self._exception.with_traceback(self._traceback)      # or each look would make it longer
             finally:
                 self = None  # type: ignore[assignment]     # no cycle through the traceback's frame
         return self._result
@@ -232,7 +237,7 @@ class Coroutine(Generic[T]):
         that the coroutine may take, use schedule(). Source: QEMU's aio_co_wake.
         """
         context = self.context
-        if not context.is_current():
+        if not context.may_enter():
             return self._schedule(False)
         with context.lock:
             move = self._accept_wake_locked()
@@ -243,7 +248,7 @@ class Coroutine(Generic[T]):
 
     def schedule(self) -> bool:
         """Like wake(), but always queued to the home, never run now. Source: QEMU's aio_co_schedule."""
-        return self._schedule(self.context.is_current())
+        return self._schedule(self.context.may_enter())
 
     def _schedule(self, here: bool) -> bool:
         context = self.context
@@ -253,12 +258,12 @@ class Coroutine(Generic[T]):
                 move = self._accept_wake_locked()
                 if move:
                     context.counters.scheduled += 1
-                    if here and not context.inbox.sleeping():
+                    if here:
                         context.queue(self)             # in turn with call_soon()
                     else:
-                        context.inbox.put_locked(self)  # asleep at home: in a signal handler
+                        context.inbox.put_locked(self)
         if closed:
-            self._abandon_unborn()
+            self.abandon_unborn()
             return False
         return move is not None
 
@@ -288,9 +293,9 @@ class Coroutine(Generic[T]):
         """
         if self._state is _DONE:
             return False
-        if self.context.is_current():
+        if self.context.may_enter():
             return self._cancel_here(msg)
-        return self.context.try_post(self._cancel_here, msg) or self._abandon_unborn()
+        return self.context.try_post(self._cancel_here, msg) or self.abandon_unborn()
 
     def _cancel_here(self, msg: Any = None) -> bool:
         with self.context.lock:
@@ -361,7 +366,7 @@ class Coroutine(Generic[T]):
     def add_done_callback(self, fn: Callable[[Any], object], *, context: contextvars.Context | None = None) -> None:
         """Call fn(self) from the home loop once it has ended, as asyncio does. Any thread."""
         variables = contextvars.copy_context() if context is None else context
-        self.when_done(_LoopCallback(fn, variables))
+        self.when_done(LoopCallback(fn, variables))
 
     def remove_done_callback(self, fn: Callable[[Any], object]) -> int:
         """Forget fn; return how often it was registered. Any thread."""
@@ -384,6 +389,12 @@ class Coroutine(Generic[T]):
                 self._callbacks.append(callback)
                 return
         callback(self)
+
+    def forget_when_done(self, callback: Callable[[Coroutine[T]], object]) -> None:
+        """Take when_done() back, if it has not ended. Any thread."""
+        with self.context.lock:
+            if self._callbacks is not None and callback in self._callbacks:
+                self._callbacks.remove(callback)
 
     # -- waiting ---------------------------------------------------------------------------------------
 
@@ -504,23 +515,28 @@ class Coroutine(Generic[T]):
         with context.lock:
             self._state = _DONE
             callbacks, self._callbacks = self._callbacks, None
-        if exception is not None and not callbacks and not isinstance(exception, _NEVER_LOST):
-            self._unretrieved = _Unretrieved(self, exception)
+        if exception is not None:
+            self._traceback = exception.__traceback__
+        if exception is not None and not isinstance(exception, _NEVER_LOST):
+            with contextlib.suppress(RecursionError):
+                self._unretrieved = Unretrieved(self, exception)
         if callbacks:
             for callback in callbacks:
                 callback(self)
 
     def abandon(self, error: BaseException) -> None:
         """End it without a step: it never ran, or never will (home thread)."""
-        self._coro.close()
-        self._finish(None, error)
+        try:
+            self._coro.close()
+        finally:
+            self._finish(None, error)
 
     def close_unborn(self) -> None:
         """In a forked child: if it has never run, close it, so that no "never awaited" follows."""
         if inspect.iscoroutine(self._coro) and inspect.getcoroutinestate(self._coro) == inspect.CORO_CREATED:
             self._coro.close()
 
-    def _abandon_unborn(self) -> bool:
+    def abandon_unborn(self) -> bool:
         """Its context has ended: if it never began, it never will. Any thread."""
         with self.context.lock:
             if self._state is not _CREATED:
@@ -535,34 +551,17 @@ class Coroutine(Generic[T]):
             unretrieved.context = None
 
 
-class _Unretrieved:
-    """Reports an exception that nobody looked at, when the coroutine is collected."""
-
-    def __init__(self, co: Coroutine[Any], exception: BaseException) -> None:
-        self.context: AioContext | None = co.context
-        self.text = f"exception of {co!r} was never retrieved"
-        self.exception = exception
-
-    def __del__(self) -> None:
-        if self.context is not None:
-            self.context.report({"message": self.text, "exception": self.exception})
-
-
-class _LoopCallback:
-    """A done callback in asyncio's manner: called by the home loop, in a contextvars.Context."""
-
-    def __init__(self, fn: Callable[[Any], object], variables: contextvars.Context) -> None:
-        self.fn = fn
-        self._variables = variables
-
-    def __call__(self, co: Coroutine[Any]) -> None:
-        co.context.try_post(self._variables.run, self.fn, co)
-
-
 def current_coroutine() -> Coroutine[Any] | None:
     """Return the Coroutine that the calling code runs in; None outside any, and in plain asyncio tasks."""
     context = current_context()
-    return None if context is None else context.running
+    return None if context is None else _running_in(context)
+
+
+def _running_in(context: AioContext) -> Coroutine[Any] | None:
+    """The Coroutine whose step this is; None in an asyncio task that was started eagerly inside one."""
+    co = context.running
+    task: Any = None if co is None else current_task(context.loop)
+    return co if task is co else None
 
 
 @types.coroutine
@@ -573,15 +572,14 @@ def park(reason: str = "") -> Generator[Any, Any, None]:
     cancellation raises CancelledError; a wake that came with it stays remembered. `reason` is for people.
     """
     context = current_context()
-    co = None if context is None else context.running
+    co = None if context is None else _running_in(context)
     if co is None or context is None:
         raise WrongState("park() outside a homeloop coroutine: start it with spawn(), run() or call()")
-    with context.lock:
-        if co._permit:
-            co._permit = False
-            return
-        co._reason = reason
-        co._state = _PARKED
-    yield _PARK
-    with context.lock:
-        co._permit = False
+    co._reason = reason
+    while True:
+        with context.lock:
+            if co._permit:
+                co._permit = False
+                return
+            co._state = _PARKED
+        yield _PARK     # may come back without a wake: cancelled, and the cancellation taken back

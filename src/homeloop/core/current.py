@@ -7,7 +7,7 @@ lock second, None last. What a thread is, is registered by the thread itself, ne
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from homeloop.core.biglock import BigLock
@@ -26,8 +26,9 @@ class ThreadState(threading.local):
     runtime: Runtime | None = None          # to which runtime the thread belongs, if to any
 
     def __init__(self) -> None:             # called once per thread
-        self.guards: list[bool] = []        # for each `with big_lock:` around us: did it lock?
+        self.guards: list[list[Any]] = []   # `with big_lock:` that locked: the lock, who it was for, how deep
         self.suspended: dict[BigLock, object] = {}      # what we ran when we let a big lock go in the middle
+        self.pool_of: AioContext | None = None      # whose worker this thread is
         self.waits = 0                      # synchronous waits around us
         self.below: list[object] = []       # coroutines below a nested wait on this stack: they cannot go on
 

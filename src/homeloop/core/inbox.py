@@ -63,6 +63,23 @@ class Inbox:
         """The error for who comes after the end."""
         return ContextClosed(f"{self.name} {self.why_closed}")
 
+    def check_open_locked(self) -> None:
+        """Raise ContextClosed after close()."""
+        if self.closed:
+            raise self.refusal()
+
+    def orphan(self) -> None:
+        """In a forked child: nobody takes what is here. Coroutines that never ran are closed, so that no "never
+        awaited" follows."""
+        self.lock = threading.RLock()
+        self.closed = True
+        self.why_closed = "belongs to the parent process: make a runtime in the forked child"
+        for entry in self.entries:
+            close_unborn = getattr(entry, "close_unborn", None)
+            if close_unborn is not None:
+                close_unborn()
+        self.entries.clear()
+
     def put_locked(self, entry: Any) -> None:       # with lock held, not closed
         if self._loop_is_closed is not None and self._loop_is_closed():
             self.closed = True              # its owner closed it without telling us
@@ -73,6 +90,13 @@ class Inbox:
             # descriptor between our append and our kick.
             self._kicked = True
             self.kicks += 1
+            self._kick()
+
+    def put_back_locked(self, entries: deque[Any]) -> None:
+        """Put what was taken and not run before what has come since (a loop of another make)."""
+        self.entries.extendleft(reversed(entries))
+        if not self._kicked:
+            self._kicked = True
             self._kick()
 
     def notify(self) -> None:                       # any thread

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from homeloop.core.context import AioContext
 from homeloop.core.coroutine import Coroutine
-from homeloop.core.current import current_context
+from homeloop.core.current import current_context, thread
 from homeloop.core.ending import end_context
 from homeloop.core.loop import HomeLoop
 from homeloop.core.polling import default_poll_max_ns
@@ -81,9 +81,14 @@ class ContextThread:
         if here is not None and not here.is_main():
             raise WouldDeadlock(f"{here.name} would wait for the end of {self.name}: an IOThread may wait only for "
                                 f"itself; use `await to_worker(iothread.stop)`")
+        if thread.pool_of is not None and thread.pool_of is self._context:
+            raise WouldDeadlock(f"a worker of {self.name} would wait for the end of its own pool")
         with self._lock:
             state, self._state = self._state, _State.ENDED
-        if state is _State.NEW or self._context is None:
+        if state is _State.NEW:
+            return
+        self._started.wait()            # another thread may be in start()
+        if self._context is None:
             return
         gate = self._context.gate
         if gate is not None and gate.held() and here is None:
@@ -197,19 +202,26 @@ class IOThread:
 
     def spawn(self, coro: CoroutineABC[Any, Any, T], *, name: str | None = None) -> Coroutine[T]:
         """AioContext.spawn on its context."""
-        return self.context.spawn(coro, name=name)
+        return self._context_for(coro).spawn(coro, name=name)
 
     async def run(self, coro: CoroutineABC[Any, Any, T]) -> T:
         """AioContext.run on its context."""
-        return await self.context.run(coro)
+        return await self._context_for(coro).run(coro)
 
     def call(self, coro: CoroutineABC[Any, Any, T], timeout: float | None = None) -> T:
         """AioContext.call on its context."""
-        return self.context.call(coro, timeout)
+        return self._context_for(coro).call(coro, timeout)
 
     def post(self, fn: Callable[..., object], /, *args: Any) -> None:
         """AioContext.post on its context."""
         self.context.post(fn, *args)
+
+    def _context_for(self, coro: CoroutineABC[Any, Any, Any]) -> AioContext:
+        try:
+            return self.context
+        except UsageError:
+            coro.close()
+            raise
 
     def __repr__(self) -> str:
         return f"<IOThread {self.name} {self._thread._state.value}>"

@@ -38,7 +38,7 @@ class Joined(asyncio.Future[None]):
         if self.done():
             return False
         context = self._co.context
-        if context.is_current():
+        if context.may_enter():
             return self._co.cancel(msg)
         if not context.try_post(self._forward, msg):
             return False

@@ -331,7 +331,12 @@ class HomeLoop(asyncio.SelectorEventLoop):
     def note_next_timer(self) -> None:              # big lock
         """For has_work(): till when the sleep that begins now lasts by itself. Not now + timeout: that is a little
         later than the timer that the sleep is for."""
-        self.sleeps_until = self._scheduled[0]._when if self._scheduled else _FAR
+        home = get_ident() == self.home_ident
+        self.sleeps_until = self._scheduled[0]._when if self._scheduled and home else _FAR
+
+    def ready_entries(self) -> list[Any]:           # home
+        """What is ready and has not run."""
+        return list(self._ready)
 
     def has_work(self) -> bool:                     # big lock
         """Would the loop, were it not asleep, do something now, or before it wakes by itself?"""
@@ -416,8 +421,8 @@ class HomeLoop(asyncio.SelectorEventLoop):
         if timeout == 0:
             found = selector.glance()
         else:
-            # What note_next_timer() does.
-            self.sleeps_until = scheduled[0]._when if scheduled else _FAR
+            # What note_next_timer() does. Who polls beside the sleeping home leaves no promise behind.
+            self.sleeps_until = scheduled[0]._when if scheduled and get_ident() == self.home_ident else _FAR
             polling = selector.polling
             found = selector.sleep(timeout) if polling is None else selector.look_then_sleep(polling, timeout)
         if found:

@@ -20,7 +20,7 @@ from homeloop.core.current import thread
 from homeloop.core.ending import end_context
 from homeloop.core.iothread import ContextThread
 from homeloop.core.loop import running_loop
-from homeloop.errors import ContextClosed, WrongState
+from homeloop.errors import ContextClosed, UsageError, WrongState
 
 __all__ = ["Runtime", "new_event_loop", "run"]
 
@@ -78,13 +78,19 @@ class Runtime:
 
     def call(self, coro: CoroutineABC[Any, Any, T], timeout: float | None = None) -> T:
         """AioContext.call on the main context."""
-        return self.main.call(coro, timeout)
+        try:
+            main = self.main
+        except UsageError:
+            coro.close()
+            raise
+        return main.call(coro, timeout)
 
     def __enter__(self) -> Runtime:
         with self.main.lock:
             self.main.check_open_locked()
-        self._thread = ContextThread(self.main.name, lambda: self.main)
-        self._thread.start()
+        thread = ContextThread(self.main.name, lambda: self.main)
+        thread.start()
+        self._thread = thread
         return self
 
     def __exit__(

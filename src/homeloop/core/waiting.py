@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from homeloop.core.current import current_context, thread
-from homeloop.errors import WouldDeadlock
+from homeloop.errors import WouldDeadlock, WrongThread
 
 if TYPE_CHECKING:
     from homeloop.core.biglock import BigLock
@@ -49,24 +49,25 @@ class _Gate:
         return self._lock.acquire(timeout=-1 if timeout is None else max(0.0, timeout))
 
 
-def drive(context: AioContext, gate: BigLock, co: Coroutine[Any]) -> None:
+def drive(context: AioContext, gate: BigLock, co: Coroutine[Any], end: float | None) -> None:
     """Run a fresh coroutine of the main context in this thread, which has no context, as far as it goes.
 
     Returns when it has ended or waits for something that is not ready. A bare yield (`sleep(0)`) is
-    ready: where nothing else is, and nobody waits for the lock, it goes on right here.
+    ready: where nothing else is, and nobody waits for the lock, it goes on right here. Where the lock is not to be
+    had in time it has not begun.
     """
     home = context.home
     assert home is not None
     if gate.held():
         suspended = context.suspend_running()       # we may be inside a coroutine that we entered
         try:
-            _drive_held(context, home, co)
+            _drive_held(context, home, co, end)
         finally:
             context.resume_running(suspended)
         return
     try:
-        gate.enter_bare()
-        _drive_held(context, home, co)
+        if gate.enter_bare(None if end is None else max(0.0, end - time.monotonic())):
+            _drive_held(context, home, co, end)
     finally:
         try:
             gate.leave_bare(home)
@@ -75,11 +76,14 @@ def drive(context: AioContext, gate: BigLock, co: Coroutine[Any]) -> None:
             raise
 
 
-def _drive_held(context: AioContext, home: HomeLoop, co: Coroutine[Any]) -> None:
+def _drive_held(context: AioContext, home: HomeLoop, co: Coroutine[Any], end: float | None) -> None:
+    if context.closed:                  # it ended while we waited for the lock
+        co.abandon_unborn()
+        raise context.inbox.refusal()
     outer, context.driven = context.driven, co      # known only to us: registering it can wait until we let go
     try:
         context.run_new(co)
-        while not co.done() and home.take_if_alone(co):
+        while not co.done() and (end is None or time.monotonic() < end) and home.take_if_alone(co):
             context.run_chain(co)
         if co.done():
             context.counters.calls_driven += 1
@@ -117,7 +121,11 @@ def wait_done(co: Coroutine[Any], timeout: float | None) -> bool:
         raise WouldDeadlock(f"{co!r} would wait for itself")
     waiter = _Waiter()
     co.when_done(waiter.kick)
-    return waiter.wait(here or co.context, co.done, timeout)
+    try:
+        return waiter.wait(here or co.context, co.done, timeout)
+    finally:
+        if not co.done():
+            co.forget_when_done(waiter.kick)
 
 
 def wait_while(context: AioContext, predicate: Callable[[], object], timeout: float | None) -> bool:
@@ -138,14 +146,14 @@ def kick() -> None:
         waiter.kick()
 
 
-_waiters_lock = threading.Lock()            # a leaf
+_waiters_lock = threading.RLock()           # a leaf; re-entrant for kick() in a signal handler
 _waiters: set[_Waiter] = set()              # under _waiters_lock
 
 
 def forget_all() -> None:
     """In a forked child: the parent's threads do not wait here."""
     global _waiters_lock
-    _waiters_lock = threading.Lock()
+    _waiters_lock = threading.RLock()
     _waiters.clear()
 
 
@@ -192,7 +200,7 @@ class _Waiter:
     def _wait_once(self, context: AioContext, left: float | None) -> None:
         """Sleep until a kick, or serve one iteration."""
         gate = context.gate
-        if context.home is None or context.closed or _home_serves(context):
+        if context.home is None or _home_serves(context) or context.closed:
             if gate is not None and gate.held():
                 with gate.released():
                     self._gate.wait(left)
@@ -211,6 +219,9 @@ class _Waiter:
                 finally:
                     if alarm is not None:
                         alarm.cancel()
+        except WrongThread:
+            if not context.is_served():     # else another thread was faster to stand in: look again
+                raise
         finally:
             with _waiters_lock:
                 self._served = None
@@ -222,6 +233,8 @@ def _nothing() -> None:
 
 def _check_may_wait(target: AioContext) -> AioContext | None:
     """Rule 11. Return the context that the calling thread is in."""
+    if target.orphaned:
+        raise target.inbox.refusal()
     here = current_context()
     if here is not None and here.home is None:
         make = type(here.loop).__module__

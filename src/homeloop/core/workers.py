@@ -47,6 +47,8 @@ class _Work(asyncio.Future[Any]):
         """Cancel now if it is still queued; else once it has run, whose result is then dropped."""
         if self.done():
             return False
+        if self.pool.context.home is not None:
+            self.pool.context.home.check_home("Future.cancel")
         if self.pool.withdraw(self) or self.detached:
             return super().cancel(msg)
         self.cancel_wanted = True
@@ -98,7 +100,12 @@ class WorkerPool:
             if self._idle:
                 self._idle.pop().release()
             elif len(self._threads) < self.maximum:
-                self._start_locked()
+                try:
+                    self._start_locked()
+                except RuntimeError:
+                    if not self._threads:       # else those that are there will come to it
+                        self._work.remove(work)
+                        raise
         return work
 
     def withdraw(self, work: _Work) -> bool:
@@ -126,12 +133,14 @@ class WorkerPool:
             await ended
 
     def _join(self, threads: list[threading.Thread], ended: asyncio.Future[None]) -> None:
-        for worker in threads:
-            worker.join(REPORT_AFTER_S)
-            if worker.is_alive():
-                self.context.try_post(self._report_slow, worker)
-                worker.join()
-        self.context.try_post(_settle, ended)
+        try:
+            for worker in threads:
+                worker.join(REPORT_AFTER_S)
+                if worker.is_alive():
+                    self.context.try_post(self._report_slow, worker)
+                    worker.join()
+        finally:
+            self.context.try_post(_settle, ended)
 
     def _report_slow(self, worker: threading.Thread) -> None:       # home
         """The end waits for a call that does not return: say which, and where it stands."""
@@ -161,10 +170,15 @@ class WorkerPool:
             target=self._serve, name=f"{self.context.name}-worker-{self._started}", daemon=True
         )
         self._threads.add(worker)
-        worker.start()
+        try:
+            worker.start()
+        except BaseException:           # the system has no more threads
+            self._threads.discard(worker)
+            raise
 
     def _serve(self) -> None:               # a worker thread
         thread.runtime = self.context.runtime
+        thread.pool_of = self.context
         me = threading.current_thread()
         try:
             while (work := self._next()) is not None:
