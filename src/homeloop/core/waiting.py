@@ -53,8 +53,8 @@ def drive(context: AioContext, gate: BigLock, co: Coroutine[Any], end: float | N
     """Run a fresh coroutine of the main context in this thread, which has no context, as far as it goes.
 
     Returns when it has ended or waits for something that is not ready. A bare yield (`sleep(0)`) is
-    ready: where nothing else is, and nobody waits for the lock, it goes on right here. Where the lock is not to be
-    had in time it has not begun.
+    ready: where nothing else is, and nobody waits for the lock, it goes on right here. TimeoutError, and it has
+    not begun, if the lock is not to be had in time.
     """
     home = context.home
     assert home is not None
@@ -66,8 +66,10 @@ def drive(context: AioContext, gate: BigLock, co: Coroutine[Any], end: float | N
             context.resume_running(suspended)
         return
     try:
-        if gate.enter_bare(None if end is None else max(0.0, end - time.monotonic())):
-            _drive_held(context, home, co, end)
+        if not gate.enter_bare(None if end is None else max(0.0, end - time.monotonic())):
+            co.abandon_unborn()
+            raise TimeoutError(f"{co!r} did not begin in time: the big lock of {context.name} was held")
+        _drive_held(context, home, co, end)
     finally:
         try:
             gate.leave_bare(home)
