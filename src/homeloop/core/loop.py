@@ -463,24 +463,18 @@ class HomeLoop(asyncio.SelectorEventLoop):
             self.turns += 1
             if self._polls and isinstance(handle, events.Handle):
                 _leave_entered(handle)
-            if self._debug:
-                self._run_timed(handle)
-            else:
+            try:
+                self._current_handle = handle
+                start = self.time()
                 handle._run()
+                took = self.time() - start
+                if self._debug and took >= self.slow_callback_duration:
+                    what = _base._format_handle(handle) if isinstance(handle, events.Handle) else repr(handle)
+                    _base.logger.warning("Executing %s took %.3f seconds", what, took)
+            finally:
+                self._current_handle = None
             if self._iteration != iteration:
                 break
-
-    def _run_timed(self, handle: Any) -> None:
-        try:
-            self._current_handle = handle
-            start = self.time()
-            handle._run()
-            took = self.time() - start
-            if took >= self.slow_callback_duration:
-                what = _base._format_handle(handle) if isinstance(handle, events.Handle) else repr(handle)
-                _base.logger.warning("Executing %s took %.3f seconds", what, took)
-        finally:
-            self._current_handle = None
 
     def _queue_found(self, found: Any) -> None:
         """Queue the handles of what is ready; asyncio's _process_events without its list."""
