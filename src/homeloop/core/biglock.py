@@ -6,8 +6,8 @@ A thread without a context that takes it is in the main context until it lets go
 It is fair (rule 8): a release hands the lock to who waits longest, nobody can barge. The lock is
 therefore not a threading.Lock, whose order nobody promises, but a holder and a queue of waiters.
 
-Lock order: the big lock is the outermost lock of a program. Its own `_mutex` and a context's inbox lock
-are leaves.
+Lock order: the big lock is the outermost lock of a program. `_mutex`, which is the main context's inbox
+lock, is a leaf.
 """
 
 from __future__ import annotations

@@ -87,8 +87,8 @@ _PARK = _Park()
 class Coroutine(Generic[T]):
     """A coroutine object at home in a context: started by spawn(), enter() or schedule(), awaited from anywhere.
 
-    It stands in for an asyncio.Task where asyncio asks for one (`current_task`, `timeout`, `TaskGroup`), but
-    is no future: `await` works from any context, `result()` from any thread that may wait (rule 11).
+    It stands in for an asyncio.Task where asyncio asks for one (`current_task`, `timeout`, `TaskGroup`), and for a
+    future in its own context only: `await` works from any, `result()` from any thread that may wait (rule 11).
     """
 
     __slots__ = (

@@ -55,8 +55,7 @@ class Inbox:
     def put(self, entry: Any) -> None:              # any thread, signal handlers too
         """Queue an entry for the home. Raises ContextClosed after close()."""
         with self.lock:
-            if self.closed:
-                raise self.refusal()
+            self.check_open_locked()
             self.put_locked(entry)
 
     def refusal(self) -> ContextClosed:
