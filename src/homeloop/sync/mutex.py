@@ -98,6 +98,7 @@ class Mutex(Waitable):
         if not mine:
             self.release()                      # says what is wrong
             return
+        # What _release() does: a call more would be a tenth of a free `async with`.
         self._owner = None
         if self._line:
             self._hand_over()
@@ -126,13 +127,7 @@ class Mutex(Waitable):
         if self._owner != get_ident():
             self.release()                      # says what is wrong
             return
-        self._owner = None
-        if self._line:
-            self._hand_over()
-        else:
-            self._free.append(True)
-            if self._line:
-                self._grant()
+        self._release()
 
     def __repr__(self) -> str:
         owner = self._owner
