@@ -14,14 +14,26 @@ import functools
 import inspect
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Final, cast
+from types import CoroutineType
+from typing import Any, Final, cast
 
-from homeloop.block.driver import Driver, ThreadModel
+from homeloop.block.driver import BytesLike, Driver, ThreadModel
 from homeloop.core.current import current_context
 from homeloop.core.workers import to_worker
 from homeloop.errors import BlockError, UsageError
 
-__all__ = ["Method", "Turns", "Way", "block_error_of", "has_option", "method_of", "quick_path_of", "reject_awaitable"]
+__all__ = [
+    "Method",
+    "Turns",
+    "Unrun",
+    "Way",
+    "block_error_of",
+    "has_option",
+    "method_of",
+    "plain_bytes",
+    "quick_path_of",
+    "reject_awaitable",
+]
 
 # NBD E2: to the writer, a full quota and a full file are a full device.
 _NO_SPACE: Final = frozenset({errno.EDQUOT, errno.EFBIG})
@@ -31,6 +43,7 @@ class Way(enum.Enum):
     """Where a method of a driver runs."""
 
     INLINE = "inline"            # plain, on the home thread, now
+    DIRECT = "direct"            # plain, on the home thread: the answer, or a coroutine object whose result it is
     COROUTINE = "coroutine"      # async, on the home thread
     WORKER = "worker"            # plain, on a worker thread
 
@@ -71,6 +84,22 @@ class Turns:
         self._taken = False
 
 
+class Unrun:
+    """A coroutine object that nobody runs yet, and perhaps nobody ever will: then it is closed, without a warning.
+
+    A coroutine that was never run drops its arguments, and with them what they hold; so a request that is not wanted
+    any more is forgotten layer by layer.
+    """
+
+    __slots__ = ("coroutine",)
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self.coroutine = coroutine
+
+    def __del__(self) -> None:
+        self.coroutine.close()       # of one that has ended: nothing
+
+
 def block_error_of(error: Exception, where: str) -> BlockError:
     """What a driver's exception is to the client: OSError keeps its errno, anything else is EIO.
 
@@ -96,11 +125,29 @@ def reject_awaitable(result: object, label: str) -> None:
     raise BlockError(errno.EIO, f"{label} is a plain function but returned a {kind}: write `async def`")
 
 
+def plain_bytes(data: object, label: str, offset: int, length: int) -> BytesLike:
+    """Return a driver's answer to a read as bytes, bytearray or a memoryview of bytes; EIO if it is wrong."""
+    reject_awaitable(data, label)
+    try:
+        view = memoryview(data)         # type: ignore[arg-type]
+    except TypeError:
+        text = f"{label} returned {type(data).__name__} for {length} bytes at {offset}"
+        raise BlockError(errno.EIO, text) from None
+    if view.nbytes != length:
+        raise BlockError(errno.EIO, f"{label} returned {view.nbytes} of {length} bytes at {offset}")
+    if type(data) is bytes or type(data) is bytearray:
+        return data
+    if not view.c_contiguous:
+        return view.tobytes()
+    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
+
+
 class Method:
     """One method of a driver and the way it runs.
 
-    now() is for Way.INLINE, later() for the other two, call() for any. All raise BlockError and nothing else,
-    but for CancelledError and what ends a program (KeyboardInterrupt and its like).
+    now() is for Way.INLINE and Way.DIRECT, later() for the other two, call() for any, finish() for what now() began.
+    All raise BlockError and nothing else, but for CancelledError and what ends a program (KeyboardInterrupt and its
+    like).
     """
 
     __slots__ = ("_turns", "fn", "label", "way")
@@ -112,9 +159,20 @@ class Method:
         self._turns = turns          # Way.WORKER, serialised: shared by all methods of the driver; else None
 
     def now(self, *args: object, **options: object) -> object:
-        """Call a plain method on this thread."""
+        """Call a plain method on this thread. Way.DIRECT: an Unrun, for finish(), is no answer yet."""
         try:
             result = self.fn(*args, **options)
+        except Exception as error:
+            raise block_error_of(error, self.label) from error
+        if type(result) is CoroutineType and self.way is Way.DIRECT:
+            return Unrun(result)
+        reject_awaitable(result, self.label)
+        return result
+
+    async def finish(self, begun: Unrun) -> object:
+        """Run what a direct method returned to its end."""
+        try:
+            result = await begun.coroutine
         except Exception as error:
             raise block_error_of(error, self.label) from error
         reject_awaitable(result, self.label)
@@ -146,9 +204,10 @@ class Method:
 
     async def call(self, *args: object, **options: object) -> object:
         """now() or later(), as the method needs it."""
-        if self.way is Way.INLINE:
-            return self.now(*args, **options)
-        return await self.later(*args, **options)
+        if self.way is not Way.INLINE and self.way is not Way.DIRECT:
+            return await self.later(*args, **options)
+        result = self.now(*args, **options)
+        return await self.finish(result) if type(result) is Unrun else result
 
 
 def method_of(driver: Driver, name: str, thread_model: ThreadModel, turns: Turns) -> Method | None:
@@ -164,8 +223,8 @@ def method_of(driver: Driver, name: str, thread_model: ThreadModel, turns: Turns
         raise UsageError(f"{label} is {fn!r}, not a method")
     if inspect.iscoroutinefunction(fn):
         return Method(fn, label, Way.COROUTINE, None)
-    if thread_model == "inline":
-        return Method(fn, label, Way.INLINE, None)
+    if thread_model in ("inline", "direct"):
+        return Method(fn, label, Way(thread_model), None)
     return Method(fn, label, Way.WORKER, turns if thread_model == "serialised" else None)
 
 

@@ -23,15 +23,18 @@ import enum
 import errno
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass
+from types import CoroutineType
 from typing import Final, NoReturn, TypeAlias, TypeVar, cast
 
 from homeloop.block.calling import (
     Method,
     Turns,
+    Unrun,
     Way,
     block_error_of,
     has_option,
     method_of,
+    plain_bytes,
     quick_path_of,
     reject_awaitable,
 )
@@ -47,6 +50,9 @@ Answer: TypeAlias = T | Coroutine[object, object, T]
 
 # A step of a request: a driver's method, its arguments and its options.
 _Step: TypeAlias = tuple[Method, tuple[object, ...], dict[str, object]]
+
+# The ways of methods that are called in the request's own call.
+_AT_ONCE: Final = (Way.INLINE, Way.DIRECT)
 
 # What write_zeroes is made of where the driver has none: one piece is one write, and other requests run
 # between two. A multiple of every block_size_min. 1 MiB: a worker's hop (about 50 us) is small against it,
@@ -124,8 +130,8 @@ class Device:
         if read is None:
             raise UsageError(f"driver {self._label} has no read method")
         self._read = read
-        self._read_is_inline = read.way is Way.INLINE
-        self._write_is_inline = self._write is not None and self._write.way is Way.INLINE
+        self._read_is_inline = read.way in _AT_ONCE
+        self._write_is_inline = self._write is not None and self._write.way in _AT_ONCE
         # What may answer before the method itself is asked: (offset, length) -> data, None: ask the method.
         self._read_quick = read.fn if self._read_is_inline else quick_path_of(driver, "read_nowait")
         self._write_quick = quick_path_of(driver, "write_nowait")
@@ -193,6 +199,8 @@ class Device:
                 self._reads[0] += 1
                 self._reads[1] += length
                 return data                                                     # type: ignore[return-value]
+            if kind is CoroutineType and self._read.way is Way.DIRECT:
+                return self._read_waiting(offset, length, Unrun(data))          # type: ignore[arg-type]
             if data is not None or self._read_is_inline:
                 return self._read_checked(data, offset, length)
         return self._read_waiting(offset, length)
@@ -225,6 +233,10 @@ class Device:
                 done = self._write.fn(offset, data)
             except Exception as error:
                 self._fail(block_error_of(error, self._write.label), error)
+            if type(done) is CoroutineType and self._write.way is Way.DIRECT:
+                return self._change_waiting(
+                    self._writes, length, iter([(self._write, (offset, data), {})]), Unrun(done)
+                )
             if done is not None:
                 self._check_written(self._write, done, offset, length)
         elif self._write_quick is None or not self._written_quickly(self._write_quick, offset, data):
@@ -298,10 +310,13 @@ class Device:
             self._fail(BlockError(errno.EINVAL, f"extents of no bytes at {offset}"))
         if self._extents is None:
             return [(length, False, False)]
-        if self._extents.way is not Way.INLINE:
+        if self._extents.way not in _AT_ONCE:
             return self._extents_waiting(self._extents, offset, length, extents_max)
         try:
-            return self._settled(self._extents, offset, length, extents_max)
+            found = self._extents.now(offset, length)
+            if type(found) is Unrun:
+                return self._extents_waiting(self._extents, offset, length, extents_max, found)
+            return self._read_extents(found, offset, length, extents_max)
         except BlockError:
             self._errors += 1
             raise
@@ -367,18 +382,19 @@ class Device:
     def _read_checked(self, data: object, offset: int, length: int) -> BytesLike:
         """Count a driver's answer to a read, or raise for one that is not `length` bytes."""
         try:
-            answer = _plain_bytes(data, self._read.label, offset, length)
+            answer = plain_bytes(data, self._read.label, offset, length)
         except BlockError as error:
             self._fail(error)
         self._reads[0] += 1
         self._reads[1] += length
         return answer
 
-    async def _read_waiting(self, offset: int, length: int) -> BytesLike:
-        self._begin()
+    async def _read_waiting(self, offset: int, length: int, begun: Unrun | None = None) -> BytesLike:
+        self._begin(begun)
         try:
             try:
-                data = await self._read.later(offset, length)
+                method = self._read
+                data = await (method.later(offset, length) if begun is None else method.finish(begun))
             except BlockError:
                 self._errors += 1
                 raise
@@ -400,15 +416,16 @@ class Device:
             raise block_error_of(error, label) from error
 
     async def _extents_waiting(
-        self, method: Method, offset: int, length: int, extents_max: int
+        self, method: Method, offset: int, length: int, extents_max: int, begun: Unrun | None = None
     ) -> list[Extent]:
-        self._begin()
+        self._begin(begun)
         try:
             try:
                 if method.way is Way.WORKER:
                     reading = method.running(self._settled, method, offset, length, extents_max)
                     return cast(list[Extent], await reading)
-                return self._read_extents(await method.later(offset, length), offset, length, extents_max)
+                found = await (method.later(offset, length) if begun is None else method.finish(begun))
+                return self._read_extents(found, offset, length, extents_max)
             except BlockError:
                 self._errors += 1
                 raise
@@ -444,26 +461,33 @@ class Device:
         if flush:
             assert self._flush is not None, "fua without a flush method"
             steps.append((self._flush, (), {}))
-        if any(method.way is not Way.INLINE for method, _, _ in steps):
+        if any(method.way not in _AT_ONCE for method, _, _ in steps):
             return self._change_waiting(counts, length, iter(steps))
-        for method, args, options in steps:
+        for number, (method, args, options) in enumerate(steps):
             try:
                 done = method.now(*args, **options)
             except BlockError:
                 self._errors += 1
                 raise
+            if type(done) is Unrun:
+                return self._change_waiting(counts, length, iter(steps[number:]), done)
             self._check_step(method, args, done)
         counts[0] += 1
         counts[1] += length
         return None
 
-    async def _change_waiting(self, counts: list[int], length: int, steps: Iterator[_Step]) -> None:
-        """Run steps one after the other; the first that fails ends the request."""
-        self._begin()
+    async def _change_waiting(
+        self, counts: list[int], length: int, steps: Iterator[_Step], begun: Unrun | None = None
+    ) -> None:
+        """Run steps one after the other; the first that fails ends the request. begun: what the first has begun."""
+        self._begin(begun)
         try:
             for method, args, options in steps:
                 try:
-                    done = await method.call(*args, **options)
+                    if begun is None:
+                        done = await method.call(*args, **options)
+                    else:
+                        done, begun = await method.finish(begun), None
                 except BlockError:
                     self._errors += 1
                     raise
@@ -491,9 +515,11 @@ class Device:
             assert self._flush is not None, "fua without a flush method"
             yield self._flush, (), {}
 
-    def _begin(self) -> None:
+    def _begin(self, begun: Unrun | None) -> None:
         """Count a request in. Its first step: closing may have begun since it was checked."""
         if self._state is not _State.OPEN:
+            if begun is not None:
+                begun.coroutine.close()     # now: the error's traceback may keep it longer
             text = f"device {self.name} is {self._state.value}, and the request had not begun"
             self._fail(BlockError(errno.ESHUTDOWN, text))
         self._waited += 1
@@ -570,20 +596,3 @@ async def _failure_of(method: Method | None) -> BlockError | None:
     except BlockError as error:
         return error
     return None
-
-
-def _plain_bytes(data: object, label: str, offset: int, length: int) -> BytesLike:
-    """Return a driver's answer to a read as bytes, bytearray or a memoryview of bytes; EIO if it is wrong."""
-    reject_awaitable(data, label)
-    try:
-        view = memoryview(data)         # type: ignore[arg-type]
-    except TypeError:
-        text = f"{label} returned {type(data).__name__} for {length} bytes at {offset}"
-        raise BlockError(errno.EIO, text) from None
-    if view.nbytes != length:
-        raise BlockError(errno.EIO, f"{label} returned {view.nbytes} of {length} bytes at {offset}")
-    if type(data) is bytes or type(data) is bytearray:
-        return data
-    if not view.c_contiguous:
-        return view.tobytes()
-    return view if view.format == "B" and view.ndim == 1 else view.cast("B")

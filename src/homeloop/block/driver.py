@@ -39,6 +39,9 @@ time. A plain method is called as `thread_model` says:
     "serialised"   (default) on a worker thread, one at a time for the device, in the order of the requests
     "parallel"     on worker threads, several at a time; the driver does its own locking
     "inline"       on the home thread: only if it never waits for anything (memory, arithmetic)
+    "direct"       on the home thread, and what it returns is the answer, or a coroutine object whose result is the
+                   answer: for a driver that knows only when it is asked whether it must wait, such as a filter over
+                   another. The coroutine may never be run: what must not be lost belongs into it
 
 Optional quick paths, plain functions that must not block, called on the home thread *before* the method
 itself and possibly while another method runs on a worker:
@@ -77,7 +80,7 @@ __all__ = [
 ]
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
-ThreadModel: TypeAlias = Literal["inline", "serialised", "parallel"]
+ThreadModel: TypeAlias = Literal["inline", "direct", "serialised", "parallel"]
 
 # NBD Z1: a minimum above 64 KiB is not allowed; NBD Z3, Z9: a payload of 32 MiB must always be taken.
 BLOCK_SIZE_MIN_MAX: Final = 1 << 16
