@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from homeloop.block.device import Device, DeviceStatistics
 from homeloop.core.context import AioContext
@@ -10,7 +11,7 @@ from homeloop.nbd.connection import Connection, ConnectionStatistics
 from homeloop.nbd.handshake import ExportInfo
 from homeloop.nbd.protocol import TransmissionFlag, pack_string
 
-__all__ = ["Export", "ExportStatistics", "transmission_flags"]
+__all__ = ["Export", "ExportStatistics", "Offers", "transmission_flags"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,19 +59,25 @@ class Export:
         device: Device,
         context: AioContext,
         *,
+        number: int = 0,
         description: str = "",
         read_only: bool = False,
         payload_bytes_max: int,
     ) -> None:
-        """Raises ValueError for a name or description that the protocol cannot carry (H9)."""
+        """Raises ValueError for a name or description that the protocol cannot carry (H9).
+
+        number: the server's own for it. It tells a client of this export from one of another that had its name.
+        """
         pack_string(name, "export name")
         pack_string(description, "description")
         self.name = name
         self.device = device
         self.context = context
+        self.number = number
         self.read_only = read_only or device.read_only
-        self.info = ExportInfo(
+        self._info = ExportInfo(
             name=name,
+            number=number,
             size=device.size,
             flags=transmission_flags(device, self.read_only),
             description=description,
@@ -85,6 +92,13 @@ class Export:
 
     def __repr__(self) -> str:
         return f"<Export {self.name!r} of {self.device!r} at {self.context.name} clients={len(self.connections)}>"
+
+    @property
+    def info(self) -> ExportInfo:
+        """What a client is told that comes now: the device may have been resized. The server's context."""
+        if self._info.size != self.device.size:
+            self._info = replace(self._info, size=self.device.size)
+        return self._info
 
     def attach(self, connection: Connection) -> None:
         """A client has come. The server's context."""
@@ -114,3 +128,19 @@ class Export:
             connections=now,
             device=self.device.statistics(),
         )
+
+
+class Offers(Mapping[str, ExportInfo]):
+    """The exports of a server as a handshake sees them: as they are at this moment. The server's context."""
+
+    def __init__(self, exports: Mapping[str, Export]) -> None:
+        self._exports = exports  # the server's own
+
+    def __getitem__(self, name: str) -> ExportInfo:
+        return self._exports[name].info
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._exports)
+
+    def __len__(self) -> int:
+        return len(self._exports)

@@ -68,6 +68,7 @@ class ExportInfo:
     name: str
     size: int
     flags: TransmissionFlag
+    number: int = 0  # tells an export from another that had its name
     description: str = ""
     block_size_minimum: int = 1
     block_size_preferred: int = 4096
@@ -340,7 +341,9 @@ class Handshake:
         leftover = bytes(self._buffer)
         self._buffer.clear()
         # BS1: what was selected for another export does not count.
-        allocation_id = _ALLOCATION_ID if self._allocation_of is export else None
+        selected = self._allocation_of
+        same = selected is not None and (selected.name, selected.number) == (export.name, export.number)
+        allocation_id = _ALLOCATION_ID if same else None
         agreed = Agreed(structured=self._structured, allocation_id=allocation_id)
         return Negotiated(export=export, leftover=leftover, agreed=agreed)
 

@@ -25,8 +25,8 @@ from homeloop.core.context import AioContext
 from homeloop.core.coroutine import Coroutine
 from homeloop.errors import PeerError, WrongState, WrongThread
 from homeloop.nbd.connection import Connection, ConnectionLimits
-from homeloop.nbd.export import Export, ExportStatistics
-from homeloop.nbd.handshake import Ended, ExportInfo, Handshake, HandshakeLimits, Negotiated
+from homeloop.nbd.export import Export, ExportStatistics, Offers
+from homeloop.nbd.handshake import Ended, Handshake, HandshakeLimits, Negotiated
 from homeloop.nbd.listening import Listener, listen_tcp, listen_unix, peer_name
 from homeloop.nbd.uri import NbdUri, format_uri
 
@@ -92,9 +92,11 @@ class Server:
         # The server's context only, all of them.
         self._listeners: list[Listener] = []
         self._exports: dict[str, Export] = {}
-        self._infos: dict[str, ExportInfo] = {}  # of the same exports: what handshakes look at
+        self._offers = Offers(self._exports)  # the same exports as handshakes see them
+        self._leaving: list[Export] = []  # withdrawn, and with clients that finish their requests
         self._newcomers: dict[int, _Newcomer] = {}  # by number: clients that have not chosen an export
         self._numbers = itertools.count(1)  # of clients
+        self._export_numbers = itertools.count(1)
         self._connections = 0
         self._accepted = 0
         self._refused = 0
@@ -179,7 +181,7 @@ class Server:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        handshake = Handshake(self._infos, limits=self._limits.handshake)
+        handshake = Handshake(self._offers, limits=self._limits.handshake)
         newcomer = _Newcomer(number=number, peer=peer, sock=sock, handshake=handshake)
         self._newcomers[number] = newcomer
         newcomer.running = self._context.spawn(self._shake_hands(newcomer))
@@ -231,7 +233,7 @@ class Server:
     def _hand_over(self, peer: str, sock: socket.socket, end: Negotiated) -> bool:
         """Give the client to its export's home; False if that is not possible any more."""
         export = self._exports.get(end.export.name)
-        if export is None or export.info is not end.export:
+        if export is None or export.number != end.export.number:
             return False  # removed while the client was told of it
         context = export.context
         connection = Connection(
@@ -264,6 +266,8 @@ class Server:
 
     def _forget(self, export: Export, connection: Connection, failed: bool) -> None:
         export.detach(connection)
+        if not export.connections and export in self._leaving:
+            self._leaving.remove(export)
         self._connections -= 1
         self._failed += failed
         self._client_left.set()
@@ -293,33 +297,45 @@ class Server:
             name,
             device,
             context if context is not None else self._context,
+            number=next(self._export_numbers),
             description=description,
             read_only=read_only,
             payload_bytes_max=self._limits.connection.payload_bytes_max,
         )
         self._exports[name] = export
-        self._infos[name] = export.info
         return export
 
-    async def remove_export(self, name: str) -> None:
+    async def remove_export(self, name: str, *, hard: bool = False) -> None:
         """Offer it no more; finish its requests in flight, send their replies, close its connections.
 
-        Returns when no request runs any more. WrongState if there is no export of that name.
+        hard: cut the connections off instead: no reply is sent any more, but what a device has begun runs to its
+        end. An export that is being removed can be removed hard as well, which ends the wait for clients that do
+        not take their replies. Returns when no request runs any more; cancelled, the export stays withdrawn and
+        ends without us. WrongState if there is no export of that name.
         """
         self._check_home("remove_export()")
-        if name not in self._exports:
-            raise WrongState(f"server {self.name} has no export named {name!r}")
-        export = self._exports[name]
-        self._withdraw(export)
-        while export.connections:
+        if name in self._exports:
+            leaving = [self._exports[name]]
+            self._withdraw(leaving[0])
+        else:
+            leaving = [export for export in self._leaving if hard and export.name == name]
+            if not leaving:
+                raise WrongState(f"server {self.name} has no export named {name!r}")
+        for export in leaving:
+            self._let_go(export, hard)
+        while any(export.connections for export in leaving):
             await self._next_leave()
 
     def _withdraw(self, export: Export) -> None:
-        """Offer it no more, and let its connections end."""
+        """Offer it no more."""
         del self._exports[export.name]
-        del self._infos[export.name]
+        if export.connections:
+            self._leaving.append(export)
+
+    def _let_go(self, export: Export, hard: bool) -> None:
+        """Let the connections of a withdrawn export end."""
         for connection in list(export.connections):
-            if not export.context.try_post(connection.shutdown):
+            if not export.context.try_post(connection.abort if hard else connection.shutdown):
                 connection.abandon()  # its home has ended, and it with it
                 self._forget(export, connection, True)
 
@@ -339,6 +355,7 @@ class Server:
             newcomer.handshake.shutting_down = True
         for export in list(self._exports.values()):
             self._withdraw(export)
+            self._let_go(export, False)
         while self._connections:
             await self._next_leave()
         for newcomer in self._newcomers.values():
