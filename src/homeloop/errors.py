@@ -4,6 +4,7 @@ HomeloopError
   UsageError        the caller's mistake: WrongThread, WouldDeadlock, WouldBlockLoop, WrongState, ContextClosed,
                     NoRuntime
   PeerError         the other side broke the protocol: its connection ends, nobody else is disturbed
+    ConnectionLost  it went away, or the network did
   BlockError        one request of a block device failed: the device goes on
   WouldBlock        only from *_nowait: it is not to be had now
   ChannelClosed     the channel takes no more items, or has no more
@@ -21,6 +22,7 @@ __all__ = [
     "BarrierBroken",
     "BlockError",
     "ChannelClosed",
+    "ConnectionLost",
     "ContextClosed",
     "HomeloopError",
     "NoRuntime",
@@ -71,6 +73,10 @@ class NoRuntime(UsageError):
 
 class PeerError(HomeloopError):
     """The other side broke the protocol. No later byte can mend it: end the connection."""
+
+
+class ConnectionLost(PeerError):
+    """The other side is gone without a word, or cannot be reached any more. Another connection may do better."""
 
 
 class BlockError(HomeloopError):

@@ -7,6 +7,7 @@ import errno
 import random
 import socket
 import struct
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,9 +15,11 @@ from typing import Any
 import pytest
 
 from homeloop.block.memory import Memory
-from homeloop.core.runtime import run
-from homeloop.errors import BlockError, PeerError, WrongState
+from homeloop.core.iothread import IOThread
+from homeloop.core.runtime import Runtime, run
+from homeloop.errors import BlockError, ConnectionLost, PeerError, WrongState
 from homeloop.nbd.client import Client, connect
+from homeloop.nbd.client_handshake import ServerInfo
 from homeloop.nbd.protocol import TransmissionFlag
 from homeloop.nbd.serving import serve
 from tests.nbd import wire
@@ -346,3 +349,149 @@ def test_x12_unknown_error_number() -> None:
             assert caught.value.errno == errno.EINVAL
 
     asyncio.run(main())
+
+
+# Who may ask, how many at once, and what is left of a request that nobody waits for
+
+def test_requests_from_everywhere() -> None:
+    """A coroutine of another context, of a loop of another make, and a plain thread: all run at the client's home."""
+    with Runtime(name="app") as rt, IOThread("io") as io:
+        ending: asyncio.Future[None] | None = None
+        clients: list[Client] = []
+
+        async def hold(ready: threading.Event) -> None:
+            nonlocal ending
+            ending = asyncio.get_running_loop().create_future()
+            async with client_of(Memory(SIZE)) as client:
+                clients.append(client)
+                ready.set()
+                await ending
+
+        ready = threading.Event()
+        holder = rt.main.spawn(hold(ready))
+        assert ready.wait(10)
+        (client,) = clients
+        try:
+            rt.call(client.write(0, b"from a thread"))
+            io.call(client.write(4096, b"from an IOThread"))
+            asyncio.run(soon(client.write(8192, b"from asyncio")))
+            assert rt.call(client.read(0, 13)) == b"from a thread"
+            assert io.call(client.read(4096, 16)) == b"from an IOThread"
+            assert asyncio.run(soon(client.read(8192, 12))) == b"from asyncio"
+            io.call(client.close())
+            with pytest.raises(WrongState):
+                rt.call(client.flush())
+        finally:
+            assert ending is not None
+            rt.main.post(ending.set_result, None)
+            holder.result(10)
+
+
+@asynccontextmanager
+async def narrow(driver: Any, in_flight_max: int) -> AsyncIterator[Client]:
+    async with serve(driver, iothread=False) as uri, connect(uri, in_flight_max=in_flight_max) as client:
+        yield client
+
+
+def test_bounded_and_fair() -> None:
+    """Two on their way, the others in line in the order in which they came; also one that came when a place was free
+    but others were in line."""
+    async def main() -> None:
+        driver = Gated(SIZE)
+        async with narrow(driver, 2) as client:
+            reads = [asyncio.ensure_future(client.read(n * 512, 512)) for n in range(6)]
+            await until(lambda: len(driver.waiting) == 2)
+            assert list(driver.waiting) == [0, 512]
+            assert client.in_flight == 2
+            reads[2].cancel()                       # in line: it is never sent
+            for n in (0, 1, 3, 4, 5):
+                driver.release(n * 512)
+                assert len(await soon(reads[n])) == 512
+                await until(lambda n=n: len(driver.waiting) == (2 if n < 4 else 5 - n))
+            assert driver.begun == 5
+            await soon(client.close())
+
+    run(main())
+
+
+def test_a_place_of_a_cancelled_request_is_not_lost() -> None:
+    """
+        server              first in line               second in line
+        1 replies: a place
+        2                   is given it
+        3                   is cancelled before it runs
+        4                                               is given it instead
+    """
+    async def main() -> None:
+        driver = Gated(SIZE)
+        async with narrow(driver, 1) as client:
+            reads = [asyncio.ensure_future(client.read(n * 512, 512)) for n in range(3)]
+            await until(lambda: driver.waiting)
+            settle = client._settle
+
+            def settle_and_cancel(settled: Any) -> None:
+                settle(settled)
+                reads[1].cancel()
+
+            client._settle = settle_and_cancel  # type: ignore[method-assign]
+            driver.release(0)
+            assert len(await soon(reads[0])) == 512
+            await until(lambda: 1024 in driver.waiting)
+            driver.release(1024)
+            assert len(await soon(reads[2])) == 512
+            assert reads[1].cancelled()
+
+    run(main())
+
+
+def test_who_waits_in_line_is_told_when_the_connection_ends() -> None:
+    async def main() -> None:
+        async with fake_server(HELLO, UNSUP, GO_ACK) as uri:
+            client = await connect(uri, in_flight_max=1)
+            told = await soon(asyncio.gather(*[client.read(0, 512) for _ in range(3)], return_exceptions=True))
+            assert [type(error) for error in told] == [ConnectionLost] * 3
+            await client.close()
+
+    asyncio.run(main())
+
+
+def test_data_of_a_cancelled_write_may_be_changed() -> None:
+    """The rest of the request still goes out, as it was: the stream goes on behind it, and no junk is written."""
+    async def main() -> None:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        info = ServerInfo(name="", size=SIZE, flags=TransmissionFlag.HAS_FLAGS)
+        client = Client(ours, info, b"")
+        data = bytearray(b"x" * (1 << 20))          # more than the socket takes
+        writing = asyncio.ensure_future(client.write(0, data))
+        await until(lambda: client._writing)
+        writing.cancel()
+        await turns()
+        data[:] = b"y" * len(data)
+        theirs.setblocking(False)
+        received = bytearray()
+        while len(received) < 28 + len(data):
+            received += await soon(asyncio.get_running_loop().sock_recv(theirs, 1 << 20))
+        assert received[28:] == b"x" * len(data)
+        assert client.in_flight == 1                # until its reply has come
+        theirs.close()
+        await until(lambda: "failed" in repr(client))
+
+    asyncio.run(main())
+
+
+def test_two_closes_at_once_and_one_cancelled() -> None:
+    async def main() -> None:
+        driver = Gated(SIZE)
+        async with client_of(driver) as client:
+            reading = asyncio.ensure_future(client.read(0, 512))
+            await until(lambda: driver.waiting)
+            first, second = (asyncio.ensure_future(client.close()) for _ in range(2))
+            await turns()
+            first.cancel()
+            with pytest.raises(ConnectionLost, match="close"):
+                await soon(reading)
+            await soon(second)
+            driver.release()
+
+    run(main())

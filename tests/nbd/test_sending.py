@@ -92,3 +92,18 @@ def test_errors_come_through() -> None:
         queue.clear()
         assert queue.unsent_bytes == 0
         assert queue.send(ours)
+
+
+def test_what_is_kept_may_be_changed() -> None:
+    """Only what is left of those data is copied, and it goes out as it was."""
+    queue, data, other = SendQueue(), bytearray(b"abcdef"), bytearray(b"other")
+    kernel = Kernel(iter([3, None, 100]))
+    for piece in (b"h", memoryview(data), memoryview(other)):
+        queue.append(piece)
+    assert not queue.send(kernel)  # type: ignore[arg-type]
+    queue.keep(memoryview(data))
+    data[:] = b"XXXXXX"
+    other[:] = b"OTHER"
+    assert not queue.send(kernel)  # type: ignore[arg-type]
+    assert queue.send(kernel)  # type: ignore[arg-type]
+    assert bytes(kernel.taken) == b"habcdefOTHER"

@@ -3,9 +3,10 @@
     async with connect("nbd+unix:///disk?socket=/run/disk.sock") as disk:
         data = await disk.read(0, 4096)
 
-It belongs to the loop it was opened in, and speaks what the server side of this package speaks: fixed newstyle,
-structured replies or simple ones, base:allocation, no TLS. Requests of one turn of the loop go out in one sendmsg();
-large answers are received into the memory in which they are returned.
+Its home is the loop it was opened in; requests from coroutines of other loops are run there. It speaks what the
+server side of this package speaks: fixed newstyle, structured replies or simple ones, base:allocation, no TLS.
+Requests of one turn of the loop go out in one sendmsg(); large answers are received into the memory in which they are
+returned. Requests beyond `in_flight_max` wait in line, the first come first served.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import contextlib
 import errno
 import os
 import socket
+from collections import deque
 from collections.abc import Generator
 from types import TracebackType
 from typing import Any, Final
 
 from homeloop.block.extents import Extent
-from homeloop.errors import BlockError, PeerError, WrongState
+from homeloop.core.context import AioContext
+from homeloop.errors import BlockError, ConnectionLost, PeerError, UsageError, WrongState
 from homeloop.nbd.chunks import ChunkReader
 from homeloop.nbd.client_handshake import ClientHandshake, Refused, ServerInfo
 from homeloop.nbd.protocol import AllocationFlag, Command, CommandFlag, OptionReply, TransmissionFlag, errno_of_wire
@@ -28,8 +31,9 @@ from homeloop.nbd.sending import BytesLike, SendQueue
 from homeloop.nbd.transmission import Reply, ReplyReader, pack_request
 from homeloop.nbd.uri import NbdUri, parse_uri
 
-__all__ = ["Client", "connect"]
+__all__ = ["IN_FLIGHT_MAX", "Client", "connect"]
 
+IN_FLIGHT_MAX: Final = 1024  # requests on their way; a server may take fewer at once, and reads the rest later
 _RECEIVE_BYTES: Final = 16 << 10  # of one receive during the handshake
 
 # What a refusal of the handshake means in errno's words.
@@ -45,21 +49,30 @@ _ERRNO_OF_REFUSAL: Final = {
 
 
 class Client:
-    """One connection, in transmission. Made by connect(); for its loop's thread only.
+    """One connection, in transmission. Made by connect(), in the loop that is its home.
 
-    A request raises BlockError if the server (or the range, or what the export can do) refuses it; the
-    connection goes on. PeerError means that the server broke the protocol or went away: all requests fail with
-    it, those in flight and those to come. A cancelled request is forgotten here; the server may still do it.
+    Requests and close() are for coroutines of any context or asyncio loop, and for call() from any thread: away from
+    home they are run there. A request raises BlockError if the server (or the range, or what the export can do)
+    refuses it; the connection goes on. PeerError means that the server broke the protocol, ConnectionLost that it
+    went away: all requests fail with it, those in flight and those to come. A cancelled request is forgotten here;
+    the server may still do it. Its late reply is read and dropped; until it has come, its place is taken.
     """
 
-    def __init__(self, sock: socket.socket, info: ServerInfo, leftover: bytes) -> None:
-        """Take over a non-blocking socket that has just entered transmission."""
+    def __init__(
+        self, sock: socket.socket, info: ServerInfo, leftover: bytes, *, in_flight_max: int = IN_FLIGHT_MAX
+    ) -> None:
+        """Take over a non-blocking socket that has just entered transmission. In the loop that is to be the home."""
         self.info = info
         self._loop = asyncio.get_running_loop()
+        self._home = AioContext.of()  # of that loop
+        # Home only, all of them.
         self._sock = sock
         self._reader = ChunkReader(info.allocation_id) if info.structured else ReplyReader()
         self._out = SendQueue()
         self._waiting: dict[int, tuple[asyncio.Future[Any], str]] = {}  # cookie -> ..., what it is
+        self._in_flight_max = in_flight_max
+        self._line: deque[asyncio.Future[None]] = deque()  # requests that wait for a place in _waiting
+        self._places_given = 0  # to some that were in the line and have not run since
         self._cookie = 0
         self._idle: asyncio.Future[None] | None = None  # close() waits until nothing is in flight
         self._flush_queued = False
@@ -82,7 +95,7 @@ class Client:
 
     @property
     def in_flight(self) -> int:
-        """Requests that the server has not answered yet."""
+        """Requests that the server has not answered yet. Any thread."""
         return len(self._waiting)
 
     def can(self, flag: TransmissionFlag) -> bool:
@@ -198,20 +211,66 @@ class Client:
         self, command: Command, flags: int, offset: int, length: int, *, expected: int = 0,
         data: memoryview | None = None,
     ) -> Any:
-        if self._failure is not None:
-            raise PeerError(str(self._failure)) from self._failure
-        if self._closing:
-            raise WrongState(f"{command.name.lower()} on a client that is closed")
+        if asyncio.get_running_loop() is not self._loop:
+            asking = self._ask(command, flags, offset, length, expected=expected, data=data)
+            return await self._home.run(asking)
+        self._check_open(command)
+        what = f"{command.name} of {length} bytes at {offset}"
+        if self._line or len(self._waiting) + self._places_given >= self._in_flight_max:
+            await self._wait_for_place(what)
         self._cookie += 1
         cookie = self._cookie
         reply: asyncio.Future[Any] = self._loop.create_future()
-        self._waiting[cookie] = reply, f"{command.name} of {length} bytes at {offset}"
+        self._waiting[cookie] = reply, what
         self._reader.expect(cookie, expected, offset=offset, wants_extents=command is Command.BLOCK_STATUS)
         self._out.append(pack_request(command, flags, cookie, offset, length))
         if data:
             self._out.append(data)
         self._queue_flush()
-        return await reply
+        try:
+            return await reply
+        except asyncio.CancelledError:
+            if data:
+                self._out.keep(data)  # the caller may change it now
+            raise
+
+    def _check_alive(self) -> None:
+        if self._failure is not None:
+            raise type(self._failure)(str(self._failure)) from self._failure
+
+    def _check_open(self, command: Command) -> None:
+        self._check_alive()
+        if self._closing:
+            raise WrongState(f"{command.name.lower()} on a client that is closed")
+
+    async def _wait_for_place(self, what: str) -> None:
+        """Stand in line until fewer than in_flight_max requests are on their way."""
+        place = self._loop.create_future()
+        self._line.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.cancelled():
+                with contextlib.suppress(ValueError):  # _give_places() may have dropped it
+                    self._line.remove(place)
+            elif place.exception() is None:
+                self._places_given -= 1
+                self._give_places()  # woken and cancelled in the same turn: the place is the next one's
+            self._maybe_idle()
+            raise
+        except PeerError as error:
+            raise type(error)(f"{what}: {error}") from error
+        self._places_given -= 1
+        if self._failure is not None:
+            self._maybe_idle()
+            self._check_alive()
+
+    def _give_places(self) -> None:
+        while self._line and len(self._waiting) + self._places_given < self._in_flight_max:
+            place = self._line.popleft()
+            if not place.done():  # done: its request was cancelled, and has yet to run
+                self._places_given += 1
+                place.set_result(None)
 
     # -- out -----------------------------------------------------------------------------------------------
 
@@ -228,7 +287,7 @@ class Client:
         try:
             done = self._out.send(self._sock)
         except OSError as error:
-            self._fail(PeerError(f"the connection broke: {error}"))
+            self._fail(ConnectionLost(f"the connection broke: {error}"))
             return
         if done and self._writing:
             self._loop.remove_writer(self._sock)
@@ -242,7 +301,7 @@ class Client:
         try:
             count = self._sock.recvmsg_into(self._reader.targets())[0]
             if not count:
-                raise PeerError(f"the server closed the connection with {self.in_flight} requests in flight")
+                raise ConnectionLost(f"the server closed the connection with {self.in_flight} requests in flight")
             self._reader.received(count)
             while batch := self._reader.next_batch():
                 for settled in batch:
@@ -250,7 +309,7 @@ class Client:
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
-            self._fail(PeerError(f"the connection broke: {error}"))
+            self._fail(ConnectionLost(f"the connection broke: {error}"))
         except PeerError as error:
             self._fail(error)
 
@@ -264,11 +323,17 @@ class Client:
                 reply.set_exception(BlockError(number, f"{what}: the server says {text}"))
             else:
                 reply.set_result(data)
-        self._maybe_idle()
+        if self._line:
+            self._give_places()
+        elif self._idle is not None:
+            self._maybe_idle()
 
     def _maybe_idle(self) -> None:
-        if not self._waiting and self._idle is not None and not self._idle.done():
+        if self._idle is not None and not self._busy() and not self._idle.done():
             self._idle.set_result(None)
+
+    def _busy(self) -> bool:
+        return bool(self._waiting or self._line or self._places_given)
 
     def _fail(self, failure: PeerError) -> None:
         """The connection is of no more use: nobody waits for it any longer."""
@@ -279,9 +344,13 @@ class Client:
         waiting, self._waiting = self._waiting, {}
         for reply, what in waiting.values():
             if not reply.done():
-                error = PeerError(f"{what}: {failure}")
+                error = type(failure)(f"{what}: {failure}")
                 error.__cause__ = failure
                 reply.set_exception(error)
+        line, self._line = self._line, deque()
+        for place in line:
+            if not place.done():
+                place.set_exception(failure)
         self._maybe_idle()
 
     def _close_socket(self) -> None:
@@ -299,19 +368,26 @@ class Client:
 
         What was written is not flushed by this. Cancelled: the socket is closed at once.
         """
+        if asyncio.get_running_loop() is not self._loop:
+            await self._home.run(self.close())
+            return
         self._closing = True
         if self._sock.fileno() < 0:
             return
         try:
-            if self._waiting:
-                self._idle = self._loop.create_future()
-                await self._idle
+            if self._busy():
+                if self._idle is None:
+                    self._idle = self._loop.create_future()
+                await asyncio.wait((self._idle,))  # not cancelled with one of several that close
             if self._failure is None:
                 self._out.append(pack_request(Command.DISC, 0, 0, 0, 0))
                 # Nothing is in flight, so nothing waits to be sent: if the kernel does not take 28 bytes now, the
                 # server learns it from the end of the stream.
                 with contextlib.suppress(OSError):
                     self._out.send(self._sock)
+        except asyncio.CancelledError:
+            self._fail(ConnectionLost("close() was cancelled"))
+            raise
         finally:
             self._close_socket()
 
@@ -319,15 +395,16 @@ class Client:
 class _Connecting:
     """What connect() returns: to be awaited, or entered with `async with`."""
 
-    def __init__(self, uri: NbdUri) -> None:
+    def __init__(self, uri: NbdUri, in_flight_max: int) -> None:
         self._uri = uri
+        self._in_flight_max = in_flight_max
         self._client: Client | None = None
 
     def __await__(self) -> Generator[object, None, Client]:
-        return _open(self._uri).__await__()
+        return _open(self._uri, self._in_flight_max).__await__()
 
     async def __aenter__(self) -> Client:
-        self._client = await _open(self._uri)
+        self._client = await _open(self._uri, self._in_flight_max)
         return self._client
 
     async def __aexit__(
@@ -337,17 +414,19 @@ class _Connecting:
         await self._client.close()
 
 
-def connect(uri: str | NbdUri) -> _Connecting:
+def connect(uri: str | NbdUri, *, in_flight_max: int = IN_FLIGHT_MAX) -> _Connecting:
     """Connect to an export: `await connect(uri)`, or `async with connect(uri) as client`.
 
     ValueError for what is no NBD URI; when awaited, OSError if nobody listens, BlockError if the server refuses
     (ENOENT: no such export), PeerError if it is no NBD server or a broken one. There is no time limit in it:
-    use asyncio.timeout().
+    use asyncio.timeout(). in_flight_max: requests beyond wait in line.
     """
-    return _Connecting(parse_uri(uri) if isinstance(uri, str) else uri)
+    if in_flight_max < 1:
+        raise UsageError(f"in_flight_max={in_flight_max}: there must be room for one request")
+    return _Connecting(parse_uri(uri) if isinstance(uri, str) else uri, in_flight_max)
 
 
-async def _open(uri: NbdUri) -> Client:
+async def _open(uri: NbdUri, in_flight_max: int) -> Client:
     loop = asyncio.get_running_loop()
     sock = await _connected(loop, uri)
     try:
@@ -355,7 +434,7 @@ async def _open(uri: NbdUri) -> Client:
         while True:
             data = await loop.sock_recv(sock, _RECEIVE_BYTES)
             if not data:
-                raise PeerError(f"the server hung up during the handshake for export {uri.export!r}")
+                raise ConnectionLost(f"the server hung up during the handshake for export {uri.export!r}")
             handshake.feed(data)
             while (turn := handshake.next_turn()) is not None:
                 if isinstance(turn.end, Refused):
@@ -365,7 +444,7 @@ async def _open(uri: NbdUri) -> Client:
                 if turn.data:
                     await loop.sock_sendall(sock, turn.data)
                 if turn.end is not None:
-                    return Client(sock, turn.end.info, turn.end.leftover)
+                    return Client(sock, turn.end.info, turn.end.leftover, in_flight_max=in_flight_max)
     except BaseException:
         sock.close()
         raise

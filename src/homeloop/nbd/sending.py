@@ -77,6 +77,12 @@ class SendQueue:
         del pieces[:offered]
         return True
 
+    def keep(self, data: memoryview) -> None:
+        """Copy what has not been sent of `data`: its owner wants to change it."""
+        for index, piece in enumerate(self.pieces):
+            if isinstance(piece, memoryview) and piece.obj is data.obj:
+                self.pieces[index] = bytes(piece)
+
     def clear(self) -> None:
         """Forget everything: nobody will take it."""
         self.pieces.clear()
