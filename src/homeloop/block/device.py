@@ -18,14 +18,12 @@ Nothing here knows about connections, exports or payload limits.
 
 from __future__ import annotations
 
-import asyncio
-import enum
 import errno
-from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
 from types import CoroutineType
-from typing import Final, NoReturn, TypeAlias, TypeVar, cast
+from typing import NoReturn, TypeAlias, TypeVar, cast
 
+from homeloop.block.answers import check_written, read_extents
 from homeloop.block.calling import (
     Method,
     Turns,
@@ -36,58 +34,19 @@ from homeloop.block.calling import (
     method_of,
     plain_bytes,
     quick_path_of,
-    reject_awaitable,
 )
+from homeloop.block.changes import AT_ONCE, ZERO_PIECE, Changes, Step, zeroing_steps
+from homeloop.block.counting import Counts, DeviceStatistics
 from homeloop.block.driver import BlockSize, BytesLike, Driver, traits_of
-from homeloop.block.extents import EXTENTS_MAX, Extent, settle
-from homeloop.block.zeroes import ZEROES, are_zeroes
+from homeloop.block.extents import EXTENTS_MAX, Extent
+from homeloop.block.life import Life, State
+from homeloop.block.zeroes import are_zeroes
 from homeloop.errors import BlockError, UsageError
 
 __all__ = ["Answer", "Device", "DeviceStatistics"]
 
 T = TypeVar("T")
 Answer: TypeAlias = T | Coroutine[object, object, T]
-
-# A step of a request: a driver's method, its arguments and its options.
-_Step: TypeAlias = tuple[Method, tuple[object, ...], dict[str, object]]
-
-# The ways of methods that are called in the request's own call.
-_AT_ONCE: Final = (Way.INLINE, Way.DIRECT)
-
-# What write_zeroes is made of where the driver has none: one piece is one write, and other requests run
-# between two. A multiple of every block_size_min. 1 MiB: a worker's hop (about 50 us) is small against it,
-# its answer comes soon.
-_ZERO_PIECE: Final = ZEROES[: 1 << 20]
-
-
-class _State(enum.Enum):
-    """open: takes requests. closing: refuses new ones, the others end. closed: so is the driver."""
-
-    OPEN = "open"
-    CLOSING = "closing"
-    CLOSED = "closed"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DeviceStatistics:
-    """What a device has answered so far; one moment's values.
-
-    Only what succeeded is counted as done, zero-length requests and the parts of an emulated request are not.
-    """
-
-    reads: int
-    read_bytes: int
-    writes: int
-    written_bytes: int
-    flushes: int            # asked for as such: not those behind a fua request
-    trims: int
-    trimmed_bytes: int
-    write_zeroes: int
-    zeroed_bytes: int
-    errors: int             # requests refused, or failed by the driver
-    waited: int             # requests that were not answered inline (of all that began, also failed ones)
-    in_flight: int
-    in_flight_max: int
 
 
 class Device:
@@ -130,8 +89,8 @@ class Device:
         if read is None:
             raise UsageError(f"driver {self._label} has no read method")
         self._read = read
-        self._read_is_inline = read.way in _AT_ONCE
-        self._write_is_inline = self._write is not None and self._write.way in _AT_ONCE
+        self._read_is_inline = read.way in AT_ONCE
+        self._write_is_inline = self._write is not None and self._write.way in AT_ONCE
         # What may answer before the method itself is asked: (offset, length) -> data, None: ask the method.
         self._read_quick = read.fn if self._read_is_inline else quick_path_of(driver, "read_nowait")
         self._write_quick = quick_path_of(driver, "write_nowait")
@@ -151,23 +110,19 @@ class Device:
         self.can_multi_conn = self.read_only or traits.multi_conn
 
         # Home thread only, all of them.
-        self.in_flight = 0                                  # request coroutines between first step and end
-        self._in_flight_max = 0
-        self._state = _State.OPEN
         self._unaligned = self.block_size.minimum - 1       # the bits that offset and length must not have
-        self._drainers: list[asyncio.Future[None]] = []     # one for each drain() that waits
-        self._close_turns = Turns()
-        self._errors = 0
-        self._waited = 0
-        self._reads = [0, 0]                                # each: requests, bytes
-        self._writes = [0, 0]
-        self._flushes = [0, 0]
-        self._trims = [0, 0]
-        self._zeroings = [0, 0]
-        self._hints = [0, 0]                                # cache(): not in the statistics
+        self._counts = counts = Counts()
+        self._reads, self._writes = counts.reads, counts.writes
+        self._life = Life(counts)
+        self._changes = Changes(counts, self._begin, self._life.end, (self._write, self._write_fua))
 
     def __repr__(self) -> str:
-        return f"<Device {self.name} {self._state.value} size={self.size} in_flight={self.in_flight}>"
+        return f"<Device {self.name} {self._life.state.value} size={self.size} in_flight={self.in_flight}>"
+
+    @property
+    def in_flight(self) -> int:
+        """Requests between their first step and their end. Any thread may look."""
+        return self._counts.in_flight
 
     # Requests. read() and write() are the hot path: every statement here is paid by each 4 KiB block.
 
@@ -181,7 +136,7 @@ class Device:
             or length < 0
             or offset + length > self.size
             or (offset | length) & self._unaligned
-            or self._state is not _State.OPEN
+            or self._life.state is not State.OPEN
         ):
             self._refuse("read", offset, length)
         if not length:
@@ -218,7 +173,7 @@ class Device:
             or (offset | length) & self._unaligned
             or not self.can_write
             or (fua and not self.can_fua)
-            or self._state is not _State.OPEN
+            or self._life.state is not State.OPEN
         ):
             self._refuse("write", offset, length, fua=fua)
         if not length:
@@ -226,7 +181,7 @@ class Device:
         assert self._write is not None, "can_write without a write method"
         if fua:
             own = self._write_fua
-            step: _Step = (own or self._write, (offset, data), {})
+            step: Step = (own or self._write, (offset, data), {})
             return self._change(self._writes, length, step, flush=own is None)
         if self._write_is_inline:
             try:
@@ -234,13 +189,12 @@ class Device:
             except Exception as error:
                 self._fail(block_error_of(error, self._write.label), error)
             if type(done) is CoroutineType and self._write.way is Way.DIRECT:
-                return self._change_waiting(
-                    self._writes, length, iter([(self._write, (offset, data), {})]), Unrun(done)
-                )
+                step = self._write, (offset, data), {}
+                return self._changes.later(self._writes, length, iter([step]), Unrun(done))
             if done is not None:
-                self._check_written(self._write, done, offset, length)
+                self._check_inline_write(done, offset, length)
         elif self._write_quick is None or not self._written_quickly(self._write_quick, offset, data):
-            return self._change_waiting(self._writes, length, iter([(self._write, (offset, data), {})]))
+            return self._changes.later(self._writes, length, iter([(self._write, (offset, data), {})]))
         self._writes[0] += 1
         self._writes[1] += length
         return None
@@ -250,13 +204,13 @@ class Device:
 
         A device that is read-only has nothing to flush: answered at once.
         """
-        if self._state is not _State.OPEN:
+        if self._life.state is not State.OPEN:
             self._refuse("flush", 0, 0)
         if self.read_only:
             return None
         if self._flush is None:
             self._fail(BlockError(errno.EINVAL, f"driver {self._label} has no flush"))
-        return self._change(self._flushes, 0, (self._flush, (), {}), flush=False)
+        return self._change(self._counts.flushes, 0, (self._flush, (), {}), flush=False)
 
     def trim(self, offset: int, length: int, *, fua: bool = False) -> Answer[None]:
         """Tell the driver that these bytes are of no more use; what they read as then is open (NBD TR1)."""
@@ -264,7 +218,7 @@ class Device:
         if not length:
             return None
         assert self._trim is not None, "can_trim without a trim method"
-        return self._change(self._trims, length, (self._trim, (offset, length), {}), flush=fua)
+        return self._change(self._counts.trims, length, (self._trim, (offset, length), {}), flush=fua)
 
     def write_zeroes(
         self, offset: int, length: int, *, fua: bool = False, may_trim: bool = True, fast: bool = False
@@ -282,13 +236,15 @@ class Device:
             return None
         if self._write_zeroes is not None:
             options: dict[str, object] = {"may_trim": may_trim, "fast": True} if fast else {"may_trim": may_trim}
-            step: _Step = (self._write_zeroes, (offset, length), options)
-            return self._change(self._zeroings, length, step, flush=fua)
+            step: Step = (self._write_zeroes, (offset, length), options)
+            return self._change(self._counts.zeroings, length, step, flush=fua)
         assert self._write is not None, "can_write_zeroes without a write method"
-        if length <= len(_ZERO_PIECE):
-            step = (self._write, (offset, _ZERO_PIECE[:length]), {})
-            return self._change(self._zeroings, length, step, flush=fua)
-        return self._change_waiting(self._zeroings, length, self._zeroing_steps(offset, length, fua))
+        if length <= len(ZERO_PIECE):
+            step = (self._write, (offset, ZERO_PIECE[:length]), {})
+            return self._change(self._counts.zeroings, length, step, flush=fua)
+        flush = self._flush if fua else None
+        steps = zeroing_steps(self._write, offset, length, flush)
+        return self._changes.later(self._counts.zeroings, length, steps)
 
     def cache(self, offset: int, length: int) -> Answer[None]:
         """Tell the driver that these bytes will be read soon; no more than a hint (NBD CA1)."""
@@ -297,7 +253,7 @@ class Device:
             self._fail(BlockError(errno.EINVAL, f"driver {self._label} has no cache"))
         if not length:
             return None
-        return self._change(self._hints, length, (self._cache, (offset, length), {}), flush=False)
+        return self._change(self._counts.caches, length, (self._cache, (offset, length), {}), flush=False)
 
     def extents(self, offset: int, length: int, *, extents_max: int = EXTENTS_MAX) -> Answer[list[Extent]]:
         """Tell what the range is made of, from its offset on: see homeloop.block.extents.
@@ -309,16 +265,16 @@ class Device:
         if not length:
             self._fail(BlockError(errno.EINVAL, f"extents of no bytes at {offset}"))
         if self._extents is None:
-            return [(length, False, False)]
-        if self._extents.way not in _AT_ONCE:
+            return self._counted_extents([(length, False, False)])
+        if self._extents.way not in AT_ONCE:
             return self._extents_waiting(self._extents, offset, length, extents_max)
         try:
             found = self._extents.now(offset, length)
             if type(found) is Unrun:
                 return self._extents_waiting(self._extents, offset, length, extents_max, found)
-            return self._read_extents(found, offset, length, extents_max)
+            return self._counted_extents(self._read_extents(found, offset, length, extents_max))
         except BlockError:
-            self._errors += 1
+            self._counts.errors += 1
             raise
 
     # Life
@@ -328,14 +284,7 @@ class Device:
 
         It refuses no new requests: stop their source first. Cancelling it changes nothing for the requests.
         """
-        while self.in_flight:
-            idle = asyncio.get_running_loop().create_future()
-            self._drainers.append(idle)
-            try:
-                await idle
-            finally:
-                if idle in self._drainers:
-                    self._drainers.remove(idle)
+        await self._life.drain()
 
     async def close(self) -> None:
         """Refuse new requests, drain, flush if changes are possible, close the driver.
@@ -344,38 +293,11 @@ class Device:
         was closed, or else that of the driver's close. Cancelled: the device stays closing, and a later
         close() goes on where this one ended.
         """
-        if self._state is _State.OPEN:
-            self._state = _State.CLOSING
-        await self._close_turns.take()
-        try:
-            if self._state is _State.CLOSED:
-                return
-            await self.drain()
-            failed = [error for error in (await _failure_of(self._flush if self.can_flush else None),
-                                          await _failure_of(self._close)) if error is not None]
-            self._state = _State.CLOSED
-            if failed:
-                raise failed[0]
-        finally:
-            self._close_turns.give()
+        await self._life.close(self._flush if self.can_flush else None, self._close)
 
     def statistics(self) -> DeviceStatistics:
         """Return the counts. Any thread: each is right, together they may be of neighbouring moments."""
-        return DeviceStatistics(
-            reads=self._reads[0],
-            read_bytes=self._reads[1],
-            writes=self._writes[0],
-            written_bytes=self._writes[1],
-            flushes=self._flushes[0],
-            trims=self._trims[0],
-            trimmed_bytes=self._trims[1],
-            write_zeroes=self._zeroings[0],
-            zeroed_bytes=self._zeroings[1],
-            errors=self._errors,
-            waited=self._waited,
-            in_flight=self.in_flight,
-            in_flight_max=self._in_flight_max,
-        )
+        return self._counts.statistics()
 
     # Below: what the request methods are made of.
 
@@ -396,24 +318,25 @@ class Device:
                 method = self._read
                 data = await (method.later(offset, length) if begun is None else method.finish(begun))
             except BlockError:
-                self._errors += 1
+                self._counts.errors += 1
                 raise
             return self._read_checked(data, offset, length)
         finally:
-            self._end()
+            self._life.end()
 
     def _settled(self, method: Method, offset: int, length: int, extents_max: int) -> list[Extent]:
         """Call a plain extents method and read what it returns: a generator runs here, too. Any thread."""
         return self._read_extents(method.now(offset, length), offset, length, extents_max)
 
     def _read_extents(self, found: object, offset: int, length: int, extents_max: int) -> list[Extent]:
-        label, granule = f"{self._label}.extents", self.block_size.minimum
-        try:
-            return settle(found, label, offset, length, granule=granule, extents_max=extents_max)
-        except BlockError:
-            raise
-        except Exception as error:
-            raise block_error_of(error, label) from error
+        label = f"{self._label}.extents"
+        granule = self.block_size.minimum
+        return read_extents(found, label, offset, length, granule=granule, extents_max=extents_max)
+
+    def _counted_extents(self, found: list[Extent]) -> list[Extent]:
+        self._counts.extents[0] += 1
+        self._counts.extents[1] += sum(length for length, _, _ in found)
+        return found
 
     async def _extents_waiting(
         self, method: Method, offset: int, length: int, extents_max: int, begun: Unrun | None = None
@@ -423,14 +346,21 @@ class Device:
             try:
                 if method.way is Way.WORKER:
                     reading = method.running(self._settled, method, offset, length, extents_max)
-                    return cast(list[Extent], await reading)
+                    return self._counted_extents(cast(list[Extent], await reading))
                 found = await (method.later(offset, length) if begun is None else method.finish(begun))
-                return self._read_extents(found, offset, length, extents_max)
+                return self._counted_extents(self._read_extents(found, offset, length, extents_max))
             except BlockError:
-                self._errors += 1
+                self._counts.errors += 1
                 raise
         finally:
-            self._end()
+            self._life.end()
+
+    def _check_inline_write(self, done: object, offset: int, length: int) -> None:
+        assert self._write is not None, "an answer without a write method"
+        try:
+            check_written(done, self._write.label, offset, length)
+        except BlockError as error:
+            self._fail(error)
 
     def _written_quickly(self, quick: Callable[..., object], offset: int, data: BytesLike) -> bool:
         assert self._write is not None, "a quick write without a write method"
@@ -445,94 +375,22 @@ class Device:
             self._fail(BlockError(errno.EIO, text))
         return False
 
-    def _check_written(self, method: Method, done: object, offset: int, length: int) -> None:
-        """Raise for an answer to a write that is neither None nor `length`: a short write loses data."""
-        try:
-            reject_awaitable(done, method.label)
-        except BlockError as error:
-            self._fail(error)
-        if done is not None and (type(done) is not int or done != length):
-            text = f"{method.label} returned {done!r} for {length} bytes at {offset}"
-            self._fail(BlockError(errno.EIO, text))
-
-    def _change(self, counts: list[int], length: int, step: _Step, *, flush: bool) -> Answer[None]:
+    def _change(self, counted: list[int], length: int, step: Step, *, flush: bool) -> Answer[None]:
         """Run one step, then flush if asked to: inline if both are."""
         steps = [step]
         if flush:
             assert self._flush is not None, "fua without a flush method"
             steps.append((self._flush, (), {}))
-        if any(method.way not in _AT_ONCE for method, _, _ in steps):
-            return self._change_waiting(counts, length, iter(steps))
-        for number, (method, args, options) in enumerate(steps):
-            try:
-                done = method.now(*args, **options)
-            except BlockError:
-                self._errors += 1
-                raise
-            if type(done) is Unrun:
-                return self._change_waiting(counts, length, iter(steps[number:]), done)
-            self._check_step(method, args, done)
-        counts[0] += 1
-        counts[1] += length
-        return None
-
-    async def _change_waiting(
-        self, counts: list[int], length: int, steps: Iterator[_Step], begun: Unrun | None = None
-    ) -> None:
-        """Run steps one after the other; the first that fails ends the request. begun: what the first has begun."""
-        self._begin(begun)
-        try:
-            for method, args, options in steps:
-                try:
-                    if begun is None:
-                        done = await method.call(*args, **options)
-                    else:
-                        done, begun = await method.finish(begun), None
-                except BlockError:
-                    self._errors += 1
-                    raise
-                self._check_step(method, args, done)
-                if method.way is Way.INLINE:
-                    await asyncio.sleep(0)          # many pieces: the others' requests run in between
-            counts[0] += 1
-            counts[1] += length
-        finally:
-            self._end()
-
-    def _check_step(self, method: Method, args: tuple[object, ...], done: object) -> None:
-        if done is not None and (method is self._write or method is self._write_fua):
-            offset, data = cast(tuple[int, BytesLike], args)
-            self._check_written(method, done, offset, len(data))
-
-    def _zeroing_steps(self, offset: int, length: int, fua: bool) -> Iterator[_Step]:
-        assert self._write is not None, "can_write_zeroes without a write method"
-        end = offset + length
-        while offset < end:
-            piece = _ZERO_PIECE[: end - offset]
-            yield self._write, (offset, piece), {}
-            offset += len(piece)
-        if fua:
-            assert self._flush is not None, "fua without a flush method"
-            yield self._flush, (), {}
+        return self._changes.run(counted, length, steps)
 
     def _begin(self, begun: Unrun | None) -> None:
         """Count a request in. Its first step: closing may have begun since it was checked."""
-        if self._state is not _State.OPEN:
+        if self._life.state is not State.OPEN:
             if begun is not None:
                 begun.coroutine.close()     # now: the error's traceback may keep it longer
-            text = f"device {self.name} is {self._state.value}, and the request had not begun"
+            text = f"device {self.name} is {self._life.state.value}, and the request had not begun"
             self._fail(BlockError(errno.ESHUTDOWN, text))
-        self._waited += 1
-        self.in_flight += 1
-        self._in_flight_max = max(self._in_flight_max, self.in_flight)
-
-    def _end(self) -> None:
-        self.in_flight -= 1
-        assert self.in_flight >= 0, f"{self.in_flight} requests in flight"
-        if self.in_flight == 0:
-            for idle in self._drainers:
-                if not idle.done():                 # done: its drain() was cancelled
-                    idle.set_result(None)
+        self._life.begin()
 
     def _check_range(self, kind: str, offset: int, length: int) -> None:
         if (
@@ -540,7 +398,7 @@ class Device:
             or length < 0
             or offset + length > self.size
             or (offset | length) & self._unaligned
-            or self._state is not _State.OPEN
+            or self._life.state is not State.OPEN
         ):
             self._refuse(kind, offset, length)
 
@@ -552,7 +410,7 @@ class Device:
             or (offset | length) & self._unaligned
             or not can
             or (fua and not self.can_fua)
-            or self._state is not _State.OPEN
+            or self._life.state is not State.OPEN
         ):
             self._refuse(kind, offset, length, fua=fua, can=can)
 
@@ -562,8 +420,8 @@ class Device:
         """Raise the BlockError for a request that was found wrong; the first reason in this order."""
         what = f"{kind} of {length} bytes at {offset}"
         changes = kind not in ("read", "flush", "cache", "extents")
-        if self._state is not _State.OPEN:
-            error = BlockError(errno.ESHUTDOWN, f"{what}: device {self.name} is {self._state.value}")
+        if self._life.state is not State.OPEN:
+            error = BlockError(errno.ESHUTDOWN, f"{what}: device {self.name} is {self._life.state.value}")
         elif changes and self.read_only:
             error = BlockError(errno.EPERM, f"{what}: device {self.name} is read-only")
         elif not can:
@@ -581,18 +439,8 @@ class Device:
         self._fail(error)
 
     def _fail(self, error: BlockError, cause: BaseException | None = None) -> NoReturn:
-        self._errors += 1
+        self._counts.errors += 1
         if cause is None or cause is error:
             raise error
         raise error from cause
 
-
-async def _failure_of(method: Method | None) -> BlockError | None:
-    """Call a method without arguments, if there is one; return its BlockError if it fails."""
-    if method is None:
-        return None
-    try:
-        await method.call()
-    except BlockError as error:
-        return error
-    return None
