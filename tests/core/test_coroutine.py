@@ -560,6 +560,28 @@ def test_cancel_before_the_first_step_runs_nothing(context: homeloop.AioContext)
     assert not ran.is_set()
 
 
+def test_cancelled_at_home_and_started_by_another_thread_in_the_same_moment(context: homeloop.AioContext) -> None:
+    """
+    home                                    another thread
+    1 cancel(): it has not begun
+                                            2 schedule()
+    3 it ends, cancelled; not stepped then
+    """
+    class Raced(homeloop.Coroutine[None]):
+        __slots__ = ()
+
+        def abandon(self, error: BaseException) -> None:
+            in_plain_thread(self.schedule)
+            super().abandon(error)
+
+    co = Raced(context, returned(lambda: None))
+    at_home(context, co.cancel)
+    with pytest.raises(asyncio.CancelledError):
+        co.result(LIMIT_S)
+    at_home(context, lambda: None)              # were it queued, it would be stepped before this
+    assert co.cancelled()
+
+
 def test_cancel_of_a_coroutine_that_awaits_a_future_cancels_the_future(context: homeloop.AioContext) -> None:
     """As with an asyncio task."""
     futures: list[asyncio.Future[None]] = []

@@ -302,7 +302,7 @@ class Coroutine(Generic[T]):
             state = self._state
             if state is _DONE:
                 return False
-            if state is _PARKED:
+            if state is _PARKED or state is _CREATED:       # from here on it is ours to go on with, or to end
                 self._state = _SCHEDULED
         self._cancels += 1
         error: BaseException = asyncio.CancelledError() if msg is None else asyncio.CancelledError(msg)
