@@ -25,6 +25,7 @@ from homeloop.errors import (
     WrongState,
     WrongThread,
 )
+from homeloop.sync.task_group import TaskGroup
 
 __all__ = [
     "AioContext",
@@ -40,6 +41,7 @@ __all__ = [
     "NoRuntime",
     "PeerError",
     "Runtime",
+    "TaskGroup",
     "UsageError",
     "WouldDeadlock",
     "WrongState",

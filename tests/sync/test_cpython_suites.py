@@ -10,15 +10,20 @@ import asyncio
 import importlib
 import re
 import signal
+import sys
 import unittest
+from collections.abc import Callable
+from collections.abc import Coroutine as CoroutineABC
 from types import FrameType
 from typing import Any
 from unittest import mock
 
 import pytest
 
+from homeloop import TaskGroup
 from homeloop.errors import WouldBlock, WrongState
 from homeloop.sync import UNBOUNDED, Channel, Condition, Event, Mutex, Semaphore
+from homeloop.testing import JumpingLoop
 
 ONE_TEST_S = 5
 LOOKS_INSIDE = re.compile(r"^AttributeError: .* has no attribute '_", re.MULTILINE)     # a test of their insides
@@ -37,6 +42,31 @@ NOT_OURS = {
     "test_acquire_timeout": "threading's acquire(blocking, timeout)",
     "test_float_maxsize": "a capacity of 1.3 items is refused",
 }
+
+
+if sys.version_info < (3, 12, 4):
+    # Their suites await a coroutine that was refused; since then it is closed, as ours always is.
+    NOT_OURS |= dict.fromkeys(
+        ("test_taskgroup_no_create_task_after_failure", "test_taskgroup_finished", "test_taskgroup_not_entered",
+         "test_taskgroup_without_parent_task"), "a refused coroutine is closed, as asyncio does since 3.13",
+    )
+
+
+class Group(TaskGroup):
+    """With the one name of their insides that a test looks at in the middle."""
+
+    @property
+    def _tasks(self) -> Any:
+        return self._children
+
+
+class Spawning(Group):
+    """With Coroutines for children where a test asks for tasks."""
+
+    def create_task(self, coro: CoroutineABC[Any, Any, Any], *, name: str | None = None, **options: Any) -> Any:
+        if options:                             # contextvars given by hand
+            return super().create_task(coro, name=name, **options)
+        return self.spawn(coro, name=name)
 
 
 class Ownerless(Mutex):
@@ -103,6 +133,15 @@ def suite_module(name: str) -> Any:
         pytest.skip(f"not installed: {name} (Debian: libpython3-testsuite)")
 
 
+def on_loop(case: type[unittest.TestCase], factory: Callable[[], asyncio.AbstractEventLoop]) -> type[unittest.TestCase]:
+    """An IsolatedAsyncioTestCase whose loop is made by `factory`."""
+
+    def set_up(self: Any) -> None:
+        self._asyncioRunner = asyncio.Runner(debug=True, loop_factory=factory)
+
+    return type(case.__name__, (case,), {"_setupAsyncioRunner": set_up})
+
+
 def failures_of(cases: list[type[unittest.TestCase]]) -> tuple[int, dict[str, str]]:
     """How many ran, and what the failed ones said. Each has a few seconds: a hang is a failure."""
     result = unittest.TestResult()
@@ -159,3 +198,28 @@ def test_threading_locks() -> None:
     conditions = type("ThreadCondition", (suite.ConditionTests,), {"condtype": staticmethod(Condition)})
     semaphores = type("ThreadSemaphore", (suite.SemaphoreTests,), {"semtype": staticmethod(Semaphore)})
     check([events, conditions, semaphores], 15)
+
+
+class JumpingStockLoop(asyncio.SelectorEventLoop):
+    """asyncio's own, whose time jumps to the next timer: the suite's sleeps need not be slept."""
+
+    _now_s = 0.0
+
+    def time(self) -> float:
+        return self._now_s
+
+    def _run_once(self) -> None:
+        timers: list[Any] = self._scheduled     # type: ignore[attr-defined]
+        if timers and not self._ready:          # type: ignore[attr-defined]
+            self._now_s = max(self._now_s, timers[0].when())
+        super()._run_once()                     # type: ignore[misc]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("group", [Group, Spawning])
+@pytest.mark.parametrize("loop", [JumpingStockLoop, JumpingLoop])
+def test_asyncio_taskgroups(loop: Any, group: type[TaskGroup]) -> None:
+    suite = suite_module("test.test_asyncio.test_taskgroups")
+    cases = [case for case in vars(suite).values() if isinstance(case, type) and issubclass(case, unittest.TestCase)]
+    with mock.patch.object(asyncio, "TaskGroup", group), mock.patch.object(suite.taskgroups, "TaskGroup", group):
+        check([on_loop(case, loop) for case in cases], 30)
