@@ -102,7 +102,7 @@ def test_await_and_close() -> None:
     (lambda c: c.read(1, 512), errno.EINVAL),
     (lambda c: c.write(SIZE, bytes(512)), errno.ENOSPC),
     (lambda c: c.write(0, b"x"), errno.EINVAL),
-    (lambda c: c.write_zeroes(0, 1 << 32), errno.EINVAL),
+    (lambda c: c.write_zeroes(0, 1 << 64), errno.EINVAL),
     (lambda c: c.trim(0, 2 * SIZE), errno.ENOSPC),
 ])
 def test_z6_refused_here(request_: Callable[[Client], Awaitable[Any]], number: int) -> None:
@@ -241,7 +241,8 @@ def test_hints_and_fast_zeroes() -> None:
 def test_sr3_a_server_without_structured_replies() -> None:
     """Its replies are simple ones; where its holes are nobody knows."""
     async def main() -> None:
-        async with fake_server(HELLO, UNSUP, GO_ACK, wire.simple_reply(1, 0, b"abc")) as uri, connect(uri) as client:
+        says = (HELLO, NO_EXT, UNSUP, GO_ACK, wire.simple_reply(1, 0, b"abc"))
+        async with fake_server(*says) as uri, connect(uri) as client:
             assert not client.info.structured
             assert await client.extents(0, 4096) == [(4096, False, False)]
             assert await client.read(0, 3) == b"abc"
@@ -253,7 +254,7 @@ def test_sr3_a_server_without_structured_replies() -> None:
 def test_r3_r6_a_broken_server_with_structured_replies(answer: bytes) -> None:
     async def main() -> None:
         acks = [struct.pack(">QIII", 0x0003E889045565A9, number, 1, 0) for number in (8, 10)]
-        async with fake_server(HELLO, *acks, GO_ACK, answer) as uri:
+        async with fake_server(HELLO, NO_EXT, *acks, GO_ACK, answer) as uri:
             with pytest.raises(PeerError, match=r"cookie 0x1|chunk of bytes"):
                 async with connect(uri) as client:
                     await soon(client.read(0, 512))
@@ -278,6 +279,7 @@ def test_nobody_listens() -> None:
 # Broken servers
 
 HELLO = b"NBDMAGICIHAVEOPT\0\x03"
+NO_EXT = struct.pack(">QIII", 0x0003E889045565A9, 11, (1 << 31) + 1, 0)    # to EXTENDED_HEADERS
 UNSUP = struct.pack(">QIII", 0x0003E889045565A9, 8, (1 << 31) + 1, 0)      # to STRUCTURED_REPLY
 GO_ACK = (
     struct.pack(">QIII", 0x0003E889045565A9, 7, 3, 12) + struct.pack(">HQH", 0, SIZE, 0x6D)
@@ -304,12 +306,12 @@ async def fake_server(*says: bytes) -> AsyncIterator[str]:
 @pytest.mark.parametrize(("says", "error"), [
     ((b"220 mail.example ESMTP ready\r\n",), "no NBD server"),
     ((b"",), "hung up during the handshake"),
-    ((HELLO, UNSUP, GO_ACK[:30]), "hung up during the handshake"),
-    ((HELLO, UNSUP, GO_ACK + b"surprise"), "8 bytes before any request"),
-    ((HELLO, UNSUP, GO_ACK), "closed the connection"),
-    ((HELLO, UNSUP, GO_ACK, b"garbage!" * 2), "reply magic"),
-    ((HELLO, UNSUP, GO_ACK, wire.simple_reply(99)), "cookie 0x63"),
-    ((HELLO, UNSUP, GO_ACK, wire.simple_reply(1)[:10]), "closed the connection"),
+    ((HELLO, NO_EXT, UNSUP, GO_ACK[:30]), "hung up during the handshake"),
+    ((HELLO, NO_EXT, UNSUP, GO_ACK + b"surprise"), "8 bytes before any request"),
+    ((HELLO, NO_EXT, UNSUP, GO_ACK), "closed the connection"),
+    ((HELLO, NO_EXT, UNSUP, GO_ACK, b"garbage!" * 2), "reply magic"),
+    ((HELLO, NO_EXT, UNSUP, GO_ACK, wire.simple_reply(99)), "cookie 0x63"),
+    ((HELLO, NO_EXT, UNSUP, GO_ACK, wire.simple_reply(1)[:10]), "closed the connection"),
 ])
 def test_a_broken_server(says: tuple[bytes, ...], error: str) -> None:
     """Every request fails, those that wait and those to come; nothing hangs."""
@@ -333,7 +335,7 @@ def test_a_broken_server(says: tuple[bytes, ...], error: str) -> None:
 def test_refused(kind: int, number: int) -> None:
     async def main() -> None:
         refusal = struct.pack(">QIII", 0x0003E889045565A9, 7, kind, 5) + b"never"
-        async with fake_server(HELLO, UNSUP, refusal) as uri:
+        async with fake_server(HELLO, NO_EXT, UNSUP, refusal) as uri:
             with pytest.raises(BlockError, match="never") as caught:
                 await connect(uri)
             assert caught.value.errno == number
@@ -343,7 +345,7 @@ def test_refused(kind: int, number: int) -> None:
 
 def test_x12_unknown_error_number() -> None:
     async def main() -> None:
-        async with fake_server(HELLO, UNSUP, GO_ACK, wire.simple_reply(1, 4711)) as uri, connect(uri) as client:
+        async with fake_server(HELLO, NO_EXT, UNSUP, GO_ACK, wire.simple_reply(1, 4711)) as uri, connect(uri) as client:
             with pytest.raises(BlockError) as caught:
                 await client.read(0, 512)
             assert caught.value.errno == errno.EINVAL

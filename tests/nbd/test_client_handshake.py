@@ -26,7 +26,8 @@ def reply(kind: int, data: bytes = b"", number: int = wire.GO) -> bytes:
 
 
 def hello(flags: int = 3) -> bytes:
-    return b"NBDMAGICIHAVEOPT" + struct.pack(">H", flags)
+    """Of a server that has no extended headers."""
+    return b"NBDMAGICIHAVEOPT" + struct.pack(">H", flags) + reply(wire.UNSUP, number=wire.EXT)
 
 
 def greeting(flags: int = 3) -> bytes:
@@ -51,7 +52,7 @@ def turns(*chunks: bytes, name: str = "disk") -> tuple[bytes, Entered | Refused 
     return said, end
 
 
-ASKED = wire.client_flags(3) + wire.option(wire.STRUCTURED)
+ASKED = wire.client_flags(3) + wire.option(wire.EXT) + wire.option(wire.STRUCTURED)
 GO = wire.info(wire.GO, "disk", (3, 1, 2))
 SET = wire.meta(wire.SET_META, "disk", ("base:allocation",))
 STRUCTURED_ACK = reply(wire.ACK, number=wire.STRUCTURED)
@@ -190,10 +191,11 @@ def test_both_sides_understand_each_other() -> None:
             if answer.data:
                 client.feed(answer.data)
             ends += [answer.end] if answer.end else []
-    assert Negotiated(export=DISK, leftover=b"", agreed=Agreed(structured=True, allocation_id=1)) in ends
+    agreed = Agreed(structured=True, extended=True, allocation_id=1)
+    assert Negotiated(export=DISK, leftover=b"", agreed=agreed) in ends
     assert Entered(leftover=b"", info=ServerInfo(
-        name="disk", size=99 << 20, flags=TransmissionFlag(0x45 | 0x80), description="text", block_size_minimum=512,
-        payload_bytes_max=1 << 20, structured=True, allocation_id=1,
+        name="disk", size=99 << 20, flags=TransmissionFlag(0x45 | 0x80 | 0x1000), description="text",
+        block_size_minimum=512, payload_bytes_max=1 << 20, structured=True, extended=True, allocation_id=1,
     )) in ends
 
 
@@ -223,4 +225,4 @@ def test_nothing_follows_the_end() -> None:
     ends: list[ClientTurn] = []
     while (turn := handshake.next_turn()) is not None:
         ends.append(turn)
-    assert [turn.end is not None for turn in ends] == [False, False, False, True]
+    assert [turn.end is not None for turn in ends] == [False, False, False, False, True]

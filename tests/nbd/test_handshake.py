@@ -100,7 +100,7 @@ def test_h9_names_in_export_name(name: bytes) -> None:
         Talk().say(wire.option(wire.EXPORT_NAME, name))
 
 
-@pytest.mark.parametrize("number", [0, wire.PEEK, wire.EXT, 12, 0x7654321])
+@pytest.mark.parametrize("number", [0, wire.PEEK, 12, 0x7654321])
 def test_b3_unknown_option_is_skipped(number: int) -> None:
     talk = Talk()
     assert talk.say_kinds(wire.option(number, b"data"), wire.option(wire.LIST)) == [

@@ -424,8 +424,8 @@ def test_statistics(tmp_path: Path) -> None:
             export = now.exports[0]
             assert (now.accepted, now.refused, now.failed, now.handshakes) == (1, 0, 0, 0)
             assert (export.requests, export.errors, export.clients, export.connections) == (4, 1, 1, ())
-            assert export.received_bytes == 4 * 28 + 1000
-            assert export.sent_bytes == 16 + (28 + 2000) + (26 + len(text))
+            assert export.received_bytes == 4 * 32 + 1000       # extended headers
+            assert export.sent_bytes == 32 + (40 + 2000) + (38 + len(text))
             assert (export.device.reads, export.device.written_bytes) == (1, 1000)
             assert now.uris == (server.uri(),)
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 IHAVEOPT = 0x49484156454F5054
 EXPORT_NAME, ABORT, LIST, PEEK, STARTTLS, INFO, GO, STRUCTURED, LIST_META, SET_META, EXT = range(1, 12)
 ACK, SERVER, INFO_REPLY, META_REPLY = 1, 2, 3, 4
-UNSUP, POLICY, INVALID, PLATFORM, TLS_REQD, UNKNOWN, SHUTDOWN, BLOCK_SIZE_REQD, TOO_BIG = (
-    (1 << 31) + n for n in range(1, 10)
+UNSUP, POLICY, INVALID, PLATFORM, TLS_REQD, UNKNOWN, SHUTDOWN, BLOCK_SIZE_REQD, TOO_BIG, EXT_REQD = (
+    (1 << 31) + n for n in range(1, 11)
 )
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = range(8)
-FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
+FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO, PAYLOAD_LEN = 1, 2, 4, 8, 16, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,3 +92,30 @@ def error_chunk(cookie: int, error: int, text: bytes = b"", flags: int = 1, *, o
 
 def simple_reply(cookie: int, error: int = 0, data: bytes = b"") -> bytes:
     return struct.pack(">IIQ", 0x67446698, error, cookie) + data
+
+
+def ext_request(
+    command: int, cookie: int = 0, offset: int = 0, length: int = 0, flags: int = 0, payload: bytes = b""
+) -> bytes:
+    """A request with extended headers; `length` is not looked at where a payload comes."""
+    if payload:
+        flags, length = flags | PAYLOAD_LEN, len(payload)
+    return struct.pack(">IHHQQQ", 0x21E41C71, flags, command, cookie, offset, length) + payload
+
+
+def ext_chunk(cookie: int, kind: int, offset: int, payload: bytes = b"", flags: int = 1) -> bytes:
+    return struct.pack(">IHHQQQ", 0x6E8A278C, flags, kind, cookie, offset, len(payload)) + payload
+
+
+def ext_data(cookie: int, offset: int, data: bytes, begin: int = 0, flags: int = 1) -> bytes:
+    """Data from `begin` on of a request at `offset`."""
+    return ext_chunk(cookie, 1, offset, struct.pack(">Q", offset + begin) + data, flags)
+
+
+def ext_error(cookie: int, offset: int, error: int, text: bytes) -> bytes:
+    return ext_chunk(cookie, 32769, offset, struct.pack(">IH", error, len(text)) + text)
+
+
+def ext_extents(cookie: int, offset: int, context: int, *extents: tuple[int, int]) -> bytes:
+    payload = struct.pack(">II", context, len(extents)) + b"".join(struct.pack(">QQ", *one) for one in extents)
+    return ext_chunk(cookie, 6, offset, payload)

@@ -4,6 +4,8 @@ A reply comes in chunks, in any order and with those of other replies between th
 out when its last chunk has come. The data of a large chunk are received where they are returned. Held at most: one
 receive buffer, the memory of the reads in flight, one status chunk, and 4096 gaps a read.
 
+With extended headers every reply comes in chunks, which carry the offset of their request, and extents have 64 bits.
+
 Source: doc/proto.md, "Structured reply chunk message"; ids as in the test names.
 """
 
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
+from dataclasses import dataclass
 from typing import Final
 
 from homeloop.errors import PeerError
@@ -22,6 +25,11 @@ from homeloop.nbd.protocol import (
     CHUNK_ERROR,
     DATA_CHUNK,
     ERROR_HEADER,
+    EXTENDED_CHUNK,
+    EXTENDED_DATA_CHUNK,
+    EXTENDED_EXTENT,
+    EXTENDED_REPLY_MAGIC,
+    EXTENDED_STATUS_HEADER,
     HOLE_CHUNK,
     SIMPLE_REPLY,
     SIMPLE_REPLY_MAGIC,
@@ -38,10 +46,34 @@ _HOLE: Final = struct.Struct(">QI")
 _OFFSET_BYTES: Final = DATA_CHUNK.size - CHUNK.size
 _HOLE_BYTES: Final = HOLE_CHUNK.size - CHUNK.size
 _EXTENTS_MAX: Final = 1 << 20  # BS4
-_STATUS_BYTES_MAX: Final = BLOCK_STATUS_HEADER.size + _EXTENTS_MAX * BLOCK_STATUS_EXTENT.size
 _ERROR_BYTES_MAX: Final = ERROR_HEADER.size + STRING_BYTES_MAX + 64  # and an offset, or what an unknown type has
 _PIECES_MAX: Final = 4096  # with gaps between them, of one read
 _WIRE_EINVAL: Final = 22
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """What differs between the chunks of structured replies and of extended headers."""
+
+    magic: int
+    header: struct.Struct
+    data_header: struct.Struct  # of an OFFSET_DATA, with its own offset
+    status_kind: ChunkType
+    status_header: struct.Struct
+    extent: struct.Struct
+
+
+_STRUCTURED: Final = _Layout(
+    STRUCTURED_REPLY_MAGIC, CHUNK, DATA_CHUNK, ChunkType.BLOCK_STATUS, BLOCK_STATUS_HEADER, BLOCK_STATUS_EXTENT
+)
+_EXTENDED: Final = _Layout(
+    EXTENDED_REPLY_MAGIC,
+    EXTENDED_CHUNK,
+    EXTENDED_DATA_CHUNK,
+    ChunkType.BLOCK_STATUS_EXT,
+    EXTENDED_STATUS_HEADER,
+    EXTENDED_EXTENT,
+)
 
 
 class _Pending:
@@ -112,9 +144,12 @@ class _Pending:
 class ChunkReader(ReceiveBuffer):
     """The client's side where structured replies are agreed. The owner says what it waits for."""
 
-    def __init__(self, context_id: int | None = None, receive_bytes: int = RECEIVE_BYTES) -> None:
-        """context_id: the one meta context that is selected."""
-        super().__init__(DATA_CHUNK.size, receive_bytes)
+    def __init__(
+        self, context_id: int | None = None, receive_bytes: int = RECEIVE_BYTES, *, extended: bool = False
+    ) -> None:
+        """context_id: the one meta context that is selected; extended: so the headers are."""
+        self._layout = _EXTENDED if extended else _STRUCTURED
+        super().__init__(self._layout.data_header.size, receive_bytes)
         self._context_id = context_id
         self._pending: dict[int, _Pending] = {}  # by cookie
         self._awaiting = (0, 0, 0)  # cookie, flags and type of the chunk whose payload is on its way
@@ -159,7 +194,7 @@ class ChunkReader(ReceiveBuffer):
         self._lent = None  # never given back: it is the reply's
         cookie, flags, kind = self._awaiting
         pending = self._find(cookie)
-        if kind == ChunkType.BLOCK_STATUS:
+        if kind == self._layout.status_kind:
             self._take_status(pending, payload)
         self._maybe_done(batch, cookie, flags, pending)
         return True
@@ -170,7 +205,8 @@ class ChunkReader(ReceiveBuffer):
         if there < SIMPLE_REPLY.size:
             return False
         (magic,) = _U32.unpack_from(self._buffer, position)
-        if magic == SIMPLE_REPLY_MAGIC:
+        layout = self._layout
+        if magic == SIMPLE_REPLY_MAGIC and layout is _STRUCTURED:
             _, error, cookie = SIMPLE_REPLY.unpack_from(self._buffer, position)
             pending = self._find(cookie)
             if pending.length or (pending.wants_extents and not error):
@@ -179,17 +215,19 @@ class ChunkReader(ReceiveBuffer):
             del self._pending[cookie]
             batch.append((cookie, error, None))
             return True
-        if magic != STRUCTURED_REPLY_MAGIC:
-            raise PeerError(f"reply magic is {magic:#010x}")
-        if there < CHUNK.size:
+        if magic != layout.magic:
+            raise PeerError(f"reply magic is {magic:#010x}, not {layout.magic:#010x}")  # X-2
+        if there < layout.header.size:
             return False
-        _, flags, kind, cookie, length = CHUNK.unpack_from(self._buffer, position)
+        _, flags, kind, cookie, *told, length = layout.header.unpack_from(self._buffer, position)
         pending = self._find(cookie)
-        _check_chunk(kind, flags, length, pending)
+        if told and told[0] != pending.offset:
+            raise PeerError(f"reply with offset {told[0]} to a request with offset {pending.offset}")  # X-6
+        _check_chunk(layout, kind, flags, length, pending)
         if kind == ChunkType.OFFSET_DATA:
             return self._take_data(batch, cookie, flags, length - _OFFSET_BYTES, pending)
-        payload_start = position + CHUNK.size
-        if there < CHUNK.size + length:
+        payload_start = position + layout.header.size
+        if there < layout.header.size + length:
             if length >= DIRECT_BYTES_MIN:
                 self._awaiting = cookie, flags, kind
                 self._start = payload_start
@@ -200,7 +238,7 @@ class ChunkReader(ReceiveBuffer):
         if kind == ChunkType.OFFSET_HOLE:
             offset, hole_bytes = _HOLE.unpack(payload)
             pending.cover(offset - pending.offset, offset - pending.offset + hole_bytes)
-        elif kind == ChunkType.BLOCK_STATUS:
+        elif kind == layout.status_kind:
             self._take_status(pending, payload)
         elif kind & CHUNK_ERROR:
             _take_error(pending, kind, payload)
@@ -210,30 +248,33 @@ class ChunkReader(ReceiveBuffer):
     def _take_data(
         self, batch: list[Reply], cookie: int, flags: int, data_bytes: int, pending: _Pending
     ) -> bool:
-        position, there = self._start, self._end - self._start
-        if there < DATA_CHUNK.size:
+        position, there, header = self._start, self._end - self._start, self._layout.data_header
+        if there < header.size:
             return False
-        begin = DATA_CHUNK.unpack_from(self._buffer, position)[-1] - pending.offset
-        if there < DATA_CHUNK.size + data_bytes:
+        begin = header.unpack_from(self._buffer, position)[-1] - pending.offset
+        if there < header.size + data_bytes:
             if data_bytes < DIRECT_BYTES_MIN:
                 return False
             pending.cover(begin, begin + data_bytes)
             self._awaiting = cookie, flags, ChunkType.OFFSET_DATA
-            self._start += DATA_CHUNK.size
+            self._start += header.size
             self._begin_direct(data_bytes, pending.place(begin, data_bytes))
             return False
         pending.cover(begin, begin + data_bytes)
-        data_start = position + DATA_CHUNK.size
+        data_start = position + header.size
         pending.put(begin, self._view[data_start : data_start + data_bytes])
         self._start = data_start + data_bytes
         self._maybe_done(batch, cookie, flags, pending)
         return True
 
     def _take_status(self, pending: _Pending, payload: memoryview) -> None:
-        (context_id,) = BLOCK_STATUS_HEADER.unpack_from(payload)
+        layout = self._layout
+        context_id, *count = layout.status_header.unpack_from(payload)
         if context_id != self._context_id or pending.extents is not None:
             raise PeerError(f"extents of context {context_id}; asked was once for {self._context_id}")  # BS2
-        pending.extents = list(BLOCK_STATUS_EXTENT.iter_unpack(payload[BLOCK_STATUS_HEADER.size :]))
+        pending.extents = list(layout.extent.iter_unpack(payload[layout.status_header.size :]))
+        if count and count[0] != len(pending.extents):
+            raise PeerError(f"{count[0]} extents announced, {len(pending.extents)} follow")
         if any(not length for length, _flags in pending.extents):
             raise PeerError("an extent of length 0")
 
@@ -243,7 +284,7 @@ class ChunkReader(ReceiveBuffer):
             batch.append(pending.reply(cookie))
 
 
-def _check_chunk(kind: int, flags: int, length: int, pending: _Pending) -> None:
+def _check_chunk(layout: _Layout, kind: int, flags: int, length: int, pending: _Pending) -> None:
     """Look at a chunk's header before anything is kept for its payload."""
     if kind & CHUNK_ERROR:
         right = ERROR_HEADER.size <= length <= _ERROR_BYTES_MAX
@@ -253,10 +294,10 @@ def _check_chunk(kind: int, flags: int, length: int, pending: _Pending) -> None:
         right = _OFFSET_BYTES < length <= _OFFSET_BYTES + pending.length
     elif kind == ChunkType.OFFSET_HOLE:
         right = length == _HOLE_BYTES and pending.length > 0
-    elif kind == ChunkType.BLOCK_STATUS:
-        extents_bytes = length - BLOCK_STATUS_HEADER.size
-        right = pending.wants_extents and extents_bytes > 0 and length <= _STATUS_BYTES_MAX
-        right = right and extents_bytes % BLOCK_STATUS_EXTENT.size == 0
+    elif kind == layout.status_kind:
+        extents_bytes = length - layout.status_header.size
+        right = pending.wants_extents and 0 < extents_bytes <= _EXTENTS_MAX * layout.extent.size
+        right = right and extents_bytes % layout.extent.size == 0
     else:
         raise PeerError(f"chunk of unknown type {kind}")  # R12: what it means for the reply nobody knows
     if not right:

@@ -4,9 +4,9 @@
         data = await disk.read(0, 4096)
 
 Its home is the loop it was opened in; requests from coroutines of other loops are run there. It speaks what the
-server side of this package speaks: fixed newstyle, structured replies or simple ones, base:allocation, no TLS.
-Requests of one turn of the loop go out in one sendmsg(); large answers are received into the memory in which they are
-returned. Requests beyond `in_flight_max` wait in line, the first come first served.
+server side of this package speaks: fixed newstyle, extended headers, structured replies or simple ones,
+base:allocation, no TLS. Requests of one turn of the loop go out in one sendmsg(); large answers are received into the
+memory in which they are returned. Requests beyond `in_flight_max` wait in line, the first come first served.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from homeloop.nbd.chunks import ChunkReader
 from homeloop.nbd.client_handshake import ClientHandshake, Refused, ServerInfo
 from homeloop.nbd.protocol import AllocationFlag, Command, CommandFlag, OptionReply, TransmissionFlag, errno_of_wire
 from homeloop.nbd.sending import BytesLike, SendQueue
-from homeloop.nbd.transmission import Reply, ReplyReader, pack_request
+from homeloop.nbd.transmission import Reply, ReplyReader, pack_extended_request, pack_request
 from homeloop.nbd.uri import NbdUri, parse_uri
 
 __all__ = ["IN_FLIGHT_MAX", "Client", "connect"]
@@ -67,7 +67,11 @@ class Client:
         self._home = AioContext.of()  # of that loop
         # Home only, all of them.
         self._sock = sock
-        self._reader = ChunkReader(info.allocation_id) if info.structured else ReplyReader()
+        self._reader: ChunkReader | ReplyReader = (
+            ChunkReader(info.allocation_id, extended=info.extended) if info.structured else ReplyReader()
+        )
+        self._pack_request = pack_extended_request if info.extended else pack_request
+        self._length_max = (1 << 64) - 1 if info.extended else (1 << 32) - 1
         self._out = SendQueue()
         self._waiting: dict[int, tuple[asyncio.Future[Any], str]] = {}  # cookie -> ..., what it is
         self._in_flight_max = in_flight_max
@@ -184,7 +188,7 @@ class Client:
     def _check(self, offset: int, length: int, past_end: int, *, payload: bool = False) -> None:
         """Z6: what a client must not send, it refuses itself."""
         what = f"{length} bytes at {offset}"
-        if offset < 0 or length < 0 or length >= 1 << 32:
+        if offset < 0 or length < 0 or length > self._length_max:
             raise BlockError(errno.EINVAL, f"{what}: the protocol cannot carry this")
         if offset + length > self.size:
             raise BlockError(past_end, f"{what}: the export has {self.size} bytes")
@@ -223,7 +227,7 @@ class Client:
         reply: asyncio.Future[Any] = self._loop.create_future()
         self._waiting[cookie] = reply, what
         self._reader.expect(cookie, expected, offset=offset, wants_extents=command is Command.BLOCK_STATUS)
-        self._out.append(pack_request(command, flags, cookie, offset, length))
+        self._out.append(self._pack_request(command, flags, cookie, offset, length))
         if data:
             self._out.append(data)
         self._queue_flush()
@@ -380,8 +384,8 @@ class Client:
                     self._idle = self._loop.create_future()
                 await asyncio.wait((self._idle,))  # not cancelled with one of several that close
             if self._failure is None:
-                self._out.append(pack_request(Command.DISC, 0, 0, 0, 0))
-                # Nothing is in flight, so nothing waits to be sent: if the kernel does not take 28 bytes now, the
+                self._out.append(self._pack_request(Command.DISC, 0, 0, 0, 0))
+                # Nothing is in flight, so nothing waits to be sent: if the kernel does not take one header now, the
                 # server learns it from the end of the stream.
                 with contextlib.suppress(OSError):
                     self._out.send(self._sock)

@@ -1,8 +1,8 @@
 """The client's side of the NBD handshake: bytes in, one turn at a time out.
 
-STRUCTURED_REPLY and, where the server has that, SET_META_CONTEXT for base:allocation (SR3, BS1); whatever comes of
-them, then GO with the information this client can honour, and EXPORT_NAME when the server does not know GO (EN2,
-IN11). No TLS. Driven as handshake.py is; PeerError when the server breaks the protocol.
+EXTENDED_HEADERS, else STRUCTURED_REPLY, and where the server has either, SET_META_CONTEXT for base:allocation (SR3,
+BS1); whatever comes of them, then GO with the information this client can honour, and EXPORT_NAME when the server
+does not know GO (EN2, IN11). No TLS. Driven as handshake.py is; PeerError when the server breaks the protocol.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class ServerInfo:
     block_size_minimum: int = 1
     block_size_preferred: int = 4096
     payload_bytes_max: int = PAYLOAD_BYTES_DEFAULT_MAX
-    structured: bool = False  # replies are
+    structured: bool = False  # replies are, or more than that
+    extended: bool = False  # headers are; replies are structured, too
     allocation_id: int | None = None  # of base:allocation, if it is selected
 
 
@@ -89,6 +90,7 @@ class ClientTurn:
 
 class _Waiting(Enum):
     GREETING = "greeting"
+    EXTENDED_REPLY = "reply to EXTENDED_HEADERS"
     STRUCTURED_REPLY = "reply to STRUCTURED_REPLY"
     SET_META_REPLY = "reply to SET_META_CONTEXT"
     GO_REPLY = "reply to GO"
@@ -106,6 +108,7 @@ class ClientHandshake:
         self._no_zeroes = False  # agreed by both sides
         self._replies_seen = 0
         self._structured = False
+        self._extended = False
         self._allocation_id: int | None = None
         self._told: dict[str, int | str] = {}  # fields of ServerInfo, as they come
         self._told["name"] = export_name
@@ -130,8 +133,10 @@ class ClientHandshake:
         match self._waiting:
             case _Waiting.GREETING:
                 return self._take_greeting()
+            case _Waiting.EXTENDED_REPLY:
+                return self._take_headers_reply(Option.EXTENDED_HEADERS)
             case _Waiting.STRUCTURED_REPLY:
-                return self._take_structured_reply()
+                return self._take_headers_reply(Option.STRUCTURED_REPLY)
             case _Waiting.SET_META_REPLY:
                 return self._take_set_meta_reply()
             case _Waiting.GO_REPLY:
@@ -158,24 +163,31 @@ class ClientHandshake:
         if offered & HandshakeFlag.NO_ZEROES:
             self._no_zeroes = True
             flags |= ClientFlag.NO_ZEROES
-        self._waiting = _Waiting.STRUCTURED_REPLY
-        return ClientTurn(CLIENT_FLAGS.pack(flags) + _option(Option.STRUCTURED_REPLY, b""))
+        self._waiting = _Waiting.EXTENDED_REPLY
+        return ClientTurn(CLIENT_FLAGS.pack(flags) + _option(Option.EXTENDED_HEADERS, b""))
 
-    def _take_structured_reply(self) -> ClientTurn | None:
-        if (reply := self._take_option_reply(Option.STRUCTURED_REPLY)) is None:
+    def _take_headers_reply(self, asked: Option) -> ClientTurn | None:
+        """Of EXTENDED_HEADERS, and of STRUCTURED_REPLY where there are none."""
+        if (reply := self._take_option_reply(asked)) is None:
             return None
         kind, data = reply
         if kind == OptionReply.ERR_SHUTDOWN:
             return self._left(kind, data)  # O7
         if kind & REPLY_ERROR:
-            return self._go()  # SR3: it has none
+            if asked is Option.STRUCTURED_REPLY:
+                return self._go()  # SR3: it has none
+            self._waiting = _Waiting.STRUCTURED_REPLY
+            return ClientTurn(_option(Option.STRUCTURED_REPLY, b""))
         if kind != OptionReply.ACK:
-            raise PeerError(f"reply type {kind} to STRUCTURED_REPLY")
-        self._structured = True
+            raise PeerError(f"reply type {kind} to {asked.name}")
+        self._structured, self._extended = True, asked is Option.EXTENDED_HEADERS
+        return self._select()
+
+    def _select(self) -> ClientTurn:
         self._waiting = _Waiting.SET_META_REPLY
         query = BASE_ALLOCATION.encode()
-        asked = _U32.pack(len(self._name)) + self._name + _U32.pack(1) + _U32.pack(len(query)) + query
-        return ClientTurn(_option(Option.SET_META_CONTEXT, asked))
+        contexts = _U32.pack(len(self._name)) + self._name + _U32.pack(1) + _U32.pack(len(query)) + query
+        return ClientTurn(_option(Option.SET_META_CONTEXT, contexts))
 
     def _take_set_meta_reply(self) -> ClientTurn | None:
         if (reply := self._take_option_reply(Option.SET_META_CONTEXT)) is None:
@@ -238,7 +250,7 @@ class ClientHandshake:
         return ClientTurn()
 
     def _refused(self, kind: int, data: bytes) -> ClientTurn:
-        if kind == OptionReply.ERR_UNSUP:
+        if kind == OptionReply.ERR_UNSUP and not self._extended:  # X-1: with those, GO is there
             self._waiting = _Waiting.EXPORT_NAME_REPLY
             self._told = {"name": self._told["name"]}
             return ClientTurn(_option(Option.EXPORT_NAME, self._name))
@@ -290,7 +302,11 @@ class ClientHandshake:
         leftover = bytes(self._buffer)
         self._buffer.clear()
         info = ServerInfo(
-            flags=flags, structured=self._structured, allocation_id=self._allocation_id, **told  # type: ignore[arg-type]
+            flags=flags,
+            structured=self._structured,
+            extended=self._extended,
+            allocation_id=self._allocation_id,
+            **told,  # type: ignore[arg-type]
         )
         return Entered(info=info, leftover=leftover)
 

@@ -7,6 +7,7 @@ command, and the flags that it may carry. Nothing here knows about sockets or re
 from __future__ import annotations
 
 import errno
+import struct
 from typing import Any, Final
 
 from homeloop.block.device import Device
@@ -31,6 +32,8 @@ _NO_HOLE: Final = CommandFlag.NO_HOLE.value
 _DF: Final = CommandFlag.DF.value
 _REQ_ONE: Final = CommandFlag.REQ_ONE.value
 _FAST_ZERO: Final = CommandFlag.FAST_ZERO.value
+_PAYLOAD_LEN: Final = CommandFlag.PAYLOAD_LEN.value
+_EFFECT_LENGTH: Final = struct.Struct(">Q")  # in the payload of a BLOCK_STATUS; context ids of 32 bits follow
 
 
 class Commands:
@@ -42,10 +45,14 @@ class Commands:
         self._payload_bytes_max = payload_bytes_max
         # R10: a status chunk is no larger than a payload may be.
         self._extents_max = max(1, min(EXTENTS_MAX, payload_bytes_max // BLOCK_STATUS_EXTENT.size))
+        self._allocation_id = agreed.allocation_id
         self._flags_allowed = _flags_allowed(device, agreed)
 
     def ask(self, command: int, flags: int, offset: int, length: int, payload: memoryview | None) -> Any:
-        """Hand one request to the device: its answer or a coroutine object; BlockError if it is refused."""
+        """Hand one request to the device: its answer or a coroutine object; BlockError if it is refused.
+
+        payload: what came with it; of a request that should have none, it is refused by its flag (X-4).
+        """
         if self._read_only and command in _CHANGES:
             raise BlockError(errno.EPERM, "the export is read-only")
         allowed = self._flags_allowed.get(command)
@@ -66,10 +73,25 @@ class Commands:
         if command == _CACHE:
             return device.cache(offset, length)
         if command == _BLOCK_STATUS:
+            if flags & _PAYLOAD_LEN:
+                assert payload is not None, "PAYLOAD_LEN without payload"
+                length, told = self._unpack_filter(payload)
+                if not told:
+                    return None
             return device.extents(offset, length, extents_max=1 if flags & _REQ_ONE else self._extents_max)
         assert command == _WRITE_ZEROES, command
         may_trim, fast = not flags & _NO_HOLE, bool(flags & _FAST_ZERO)
         return device.write_zeroes(offset, length, fua=fua, may_trim=may_trim, fast=fast)
+
+    def _unpack_filter(self, payload: memoryview) -> tuple[int, bool]:
+        """Return effect length and whether the one context there is is asked for (X-8)."""
+        ids_bytes = len(payload) - _EFFECT_LENGTH.size
+        if ids_bytes not in (0, 4):  # more than one id: one is unknown, or there twice
+            raise BlockError(errno.EINVAL, f"BLOCK_STATUS with {len(payload)} bytes of payload, for one context")
+        (length,) = _EFFECT_LENGTH.unpack_from(payload)
+        if ids_bytes and (asked := int.from_bytes(payload[_EFFECT_LENGTH.size :])) != self._allocation_id:
+            raise BlockError(errno.EINVAL, f"BLOCK_STATUS of context {asked}, which was not selected")
+        return length, bool(ids_bytes)
 
 
 def _flags_allowed(device: Device, agreed: Agreed) -> dict[int, int]:
@@ -88,4 +110,7 @@ def _flags_allowed(device: Device, agreed: Agreed) -> dict[int, int]:
         allowed[_CACHE] = fua
     if agreed.allocation_id is not None:  # BS1
         allowed[_BLOCK_STATUS] = fua | _REQ_ONE
+    if agreed.extended:  # no others: what comes with a payload nobody expects is refused (X-4)
+        for command in allowed.keys() & {_WRITE, _BLOCK_STATUS}:
+            allowed[command] |= _PAYLOAD_LEN
     return allowed

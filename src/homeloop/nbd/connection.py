@@ -26,8 +26,8 @@ from types import CoroutineType
 from typing import Any, Final, TypeAlias
 
 from homeloop.block.device import Device
-from homeloop.block.zeroes import are_zeroes
 from homeloop.errors import BlockError, ContextClosed, PeerError
+from homeloop.nbd.answers import answers_for
 from homeloop.nbd.commands import Commands
 from homeloop.nbd.handshake import Agreed
 from homeloop.nbd.protocol import (
@@ -42,15 +42,7 @@ from homeloop.nbd.protocol import (
     CommandFlag,
     wire_errno,
 )
-from homeloop.nbd.replies import (
-    pack_block_status,
-    pack_data_header,
-    pack_error,
-    pack_hole,
-    pack_none,
-    pack_simple_reply,
-)
-from homeloop.nbd.sending import BytesLike, SendQueue
+from homeloop.nbd.sending import SendQueue
 from homeloop.nbd.transmission import Request, RequestReader
 
 __all__ = ["Connection", "ConnectionLimits", "ConnectionStatistics", "Spawn"]
@@ -61,8 +53,8 @@ _Asked: TypeAlias = tuple[int, int, int, int, int]
 
 _READ: Final = Command.READ.value
 _DISC: Final = Command.DISC.value
+_WRITE: Final = Command.WRITE.value
 _BLOCK_STATUS: Final = Command.BLOCK_STATUS.value
-_DF: Final = CommandFlag.DF.value
 _FAST_ZERO: Final = CommandFlag.FAST_ZERO.value
 _DATA: Final = ChunkType.OFFSET_DATA.value
 _pack_simple: Final = SIMPLE_REPLY.pack
@@ -148,8 +140,8 @@ class Connection:
         self._limits = limits if limits is not None else ConnectionLimits()
         self._payload_bytes_max = min(device.block_size.maximum, self._limits.payload_bytes_max)
         agreed = agreed if agreed is not None else Agreed()
-        self._structured = agreed.structured
-        self._allocation_id = agreed.allocation_id
+        self._agreed = agreed
+        self._answers = answers_for(agreed)
         self._commands = Commands(
             device, agreed, read_only=read_only, payload_bytes_max=self._payload_bytes_max
         )
@@ -159,7 +151,9 @@ class Connection:
         self._state = _State.NEW
         self._error: BaseException | None = None  # what on_closed() will be told
         # Z9: up to 32 MiB a payload is taken even if we would answer it with EINVAL.
-        self._reader = RequestReader(payload_bytes_max=max(self._payload_bytes_max, PAYLOAD_BYTES_DEFAULT_MAX))
+        self._reader = RequestReader(
+            payload_bytes_max=max(self._payload_bytes_max, PAYLOAD_BYTES_DEFAULT_MAX), extended=agreed.extended
+        )
         self._batch: list[Request] = []  # parsed; begins at _batch_next
         self._batch_next = 0
         self._out = SendQueue()
@@ -327,7 +321,8 @@ class Connection:
         batch, index = self._batch, self._batch_next
         begin = index
         out, append, read = self._out, self._out.pieces.append, self._device.read
-        payload_bytes_max, structured = self._payload_bytes_max, self._structured
+        payload_bytes_max, agreed, content = self._payload_bytes_max, self._agreed, self._answers.content
+        simple, structured = not agreed.structured, agreed.structured and not agreed.extended
         turn_bytes = size = 0
         while index < len(batch):
             command, flags, cookie, offset, length, payload = batch[index]
@@ -343,12 +338,12 @@ class Connection:
                     self._start(answer, (_READ, 0, cookie, offset, length), length)
                 else:
                     # As pack_simple_reply() and pack_data_header() do, less 0.1 us for the call.
-                    if not structured:
+                    if simple:
                         head = _pack_simple(SIMPLE_REPLY_MAGIC, 0, cookie)
-                    elif length and kind is not memoryview:
+                    elif structured and length and kind is not memoryview:
                         head = _pack_data(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, _DATA, cookie, length + 8, offset)
                     else:
-                        head, answer = _content(0, cookie, offset, length, answer)
+                        head, answer = content(0, cookie, offset, length, answer)
                     append(head)
                     append(answer)  # type: ignore[arg-type]
                     size += len(head) + len(answer)  # type: ignore[arg-type]
@@ -388,7 +383,7 @@ class Connection:
             return
         waits = type(answer) is CoroutineType
         if payload is not None:
-            self._settle_payload(payload, waits)
+            self._settle_payload(payload, waits and command == _WRITE)
         if waits:
             self._start(answer, asked, length if payload is not None or command == _READ else 0)
         else:
@@ -398,27 +393,21 @@ class Connection:
         """Queue the reply to a request that succeeded. The hot path of READ has its own."""
         command, flags, cookie, offset, length = asked
         append = self._out.append
-        if command == _BLOCK_STATUS:
-            assert self._allocation_id is not None, "asked for a context that was not selected"
-            append(pack_block_status(cookie, self._allocation_id, result))
-        elif command != _READ:
-            append(pack_simple_reply(0, cookie))  # R3: also where structured ones are agreed; the shorter one
-        elif not self._structured:
-            append(pack_simple_reply(0, cookie))
-            append(result)
-        else:
-            for piece in _content(flags, cookie, offset, length, result):
+        if command == _READ:
+            for piece in self._answers.content(flags, cookie, offset, length, result):
                 append(piece)
+        elif command == _BLOCK_STATUS and result is not None:  # None: of no context (X-8)
+            assert self._agreed.allocation_id is not None, "asked for a context that was not selected"
+            append(self._answers.extents(cookie, offset, self._agreed.allocation_id, result))
+        else:
+            append(self._answers.done(cookie, offset))
 
     def _refuse(self, asked: _Asked, error: BlockError) -> None:
         """Queue the reply to a request that failed."""
-        _command, flags, cookie, _offset, _length = asked
+        _command, flags, cookie, offset, _length = asked
         self._errors += 1
         number = wire_errno(error.errno, fast_zero=bool(flags & _FAST_ZERO))
-        if self._structured:
-            self._out.append(pack_error(cookie, number, error.text))
-        else:
-            self._out.append(pack_simple_reply(number, cookie))
+        self._out.append(self._answers.refused(cookie, offset, number, error.text))
 
     def _settle_payload(self, payload: memoryview, waits: bool) -> None:
         """After a WRITE was handed to the device: whose is the memory of its payload now?"""
@@ -575,12 +564,3 @@ class Connection:
         self._batch = []
         self._batch_next = 0
         self._maybe_end()
-
-
-def _content(flags: int, cookie: int, offset: int, length: int, data: Any) -> tuple[bytes, BytesLike]:
-    """Return the structured reply to a READ: its header, and its data, none of a hole. Zeroes are data with DF (R9)."""
-    if not length:
-        return pack_none(cookie), b""
-    if are_zeroes(data) and not flags & _DF:
-        return pack_hole(cookie, offset, length), b""
-    return pack_data_header(cookie, offset, length), data

@@ -9,8 +9,8 @@
 
 One option is one turn, so that who drives this can send (and wait for a slow client) between two of them: a
 16-byte LIST may have an answer of a hundred kilobytes. Held at any time: what the caller fed and did not yet
-drain by next_turn(), and at most one option's data. No sockets, clock or asyncio here. NOTLS mode: what is not
-served (STARTTLS, extended headers) is answered ERR_UNSUP, as any unknown option is.
+drain by next_turn(), and at most one option's data. No sockets, clock or asyncio here. NOTLS mode: STARTTLS is
+answered ERR_UNSUP, as any unknown option is.
 
 Source: doc/proto.md, "Handshake phase"; the ids (H4, EN1...) are those of the test names.
 """
@@ -88,7 +88,8 @@ class HandshakeLimits:
 class Agreed:
     """What a client has asked for, and was given, beyond the baseline."""
 
-    structured: bool = False  # structured replies
+    structured: bool = False  # structured replies, or what is more
+    extended: bool = False  # extended headers; structured, too
     allocation_id: int | None = None  # under which BLOCK_STATUS tells base:allocation; None: not selected
 
 
@@ -145,6 +146,7 @@ class Handshake:
         self._skip_bytes = 0  # of that option's data, still to be thrown away
         self._options_seen = 0
         self._structured = False  # structured replies are agreed
+        self._extended = False  # extended headers are, and win
         self._allocation_of: ExportInfo | None = None  # the export whose base:allocation is selected
         self._ended = False
         self.shutting_down = False  # set by the owner at any time: from then on ERR_SHUTDOWN (O6)
@@ -250,11 +252,8 @@ class Handshake:
                 raise _Refused(OptionReply.ERR_SHUTDOWN, "this server is shutting down")
             if number == Option.LIST:
                 return Turn(self._list(length))
-            if number == Option.STRUCTURED_REPLY:
-                if length:
-                    text = f"STRUCTURED_REPLY carries {length} bytes of data, it has none"
-                    raise _Refused(OptionReply.ERR_INVALID, text)
-                self._structured = True
+            if number in (Option.STRUCTURED_REPLY, Option.EXTENDED_HEADERS):
+                self._agree(number, length)
                 return Turn(_reply(number, OptionReply.ACK))
             if number == Option.SET_META_CONTEXT:
                 self._allocation_of = None  # MC7: whatever comes of it
@@ -274,6 +273,8 @@ class Handshake:
         if self.shutting_down:
             return Turn(b"", Ended("EXPORT_NAME while shutting down"))
         export = find_export(self._exports, name)
+        if self._extended:  # X-1
+            return Turn(b"", Ended("EXPORT_NAME after extended headers were agreed"))
         if export is None:  # EN1: there is no reply that would say so
             return Turn(b"", Ended(f"EXPORT_NAME asks for export {name!r}, which does not exist"))
         answer = EXPORT_NAME_REPLY.pack(export.size, self._flags(export))
@@ -281,6 +282,18 @@ class Handshake:
         if ClientFlag.NO_ZEROES not in self._client_flags:
             answer += EXPORT_NAME_ZEROES
         return Turn(answer, self._negotiated(export))
+
+    def _agree(self, number: int, length: int) -> None:
+        """STRUCTURED_REPLY and EXTENDED_HEADERS: neither has data, and the latter wins (X-1, X-10)."""
+        if length:
+            text = f"{_option_name(number)} carries {length} bytes of data, it has none"
+            raise _Refused(OptionReply.ERR_INVALID, text)
+        if number == Option.EXTENDED_HEADERS:
+            self._extended = self._structured = True
+        elif self._extended:
+            raise _Refused(OptionReply.ERR_EXT_HEADER_REQD, "extended headers are agreed: they have it all")
+        else:
+            self._structured = True
 
     def _list(self, length: int) -> bytes:
         if length:
@@ -334,17 +347,25 @@ class Handshake:
         return answer + _reply(number, OptionReply.ACK)
 
     def _flags(self, export: ExportInfo) -> TransmissionFlag:
-        """X6, SR4: DF is there if and only if structured replies are."""
-        return export.flags | (TransmissionFlag.SEND_DF if self._structured else 0)
+        """X6, SR4: DF is there if and only if structured replies are. X-9: a filter, if there is what to filter."""
+        flags = export.flags
+        if self._structured:
+            flags |= TransmissionFlag.SEND_DF
+        if self._extended and self._selected(export):
+            flags |= TransmissionFlag.BLOCK_STATUS_PAYLOAD
+        return flags
+
+    def _selected(self, export: ExportInfo) -> bool:
+        """Whether its base:allocation is."""
+        selected = self._allocation_of
+        return selected is not None and (selected.name, selected.number) == (export.name, export.number)
 
     def _negotiated(self, export: ExportInfo) -> Negotiated:
         leftover = bytes(self._buffer)
         self._buffer.clear()
         # BS1: what was selected for another export does not count.
-        selected = self._allocation_of
-        same = selected is not None and (selected.name, selected.number) == (export.name, export.number)
-        allocation_id = _ALLOCATION_ID if same else None
-        agreed = Agreed(structured=self._structured, allocation_id=allocation_id)
+        allocation_id = _ALLOCATION_ID if self._selected(export) else None
+        agreed = Agreed(structured=self._structured, extended=self._extended, allocation_id=allocation_id)
         return Negotiated(export=export, leftover=leftover, agreed=agreed)
 
 

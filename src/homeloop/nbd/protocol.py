@@ -1,7 +1,8 @@
 """The numbers of the NBD protocol: magics, enums, flags and the layouts of its fixed parts.
 
-Source: doc/proto.md of the NetworkBlockDevice/nbd project. All integers are unsigned and big-endian. Nothing
-here does anything but pack and unpack; who may send what and when stands in handshake.py and transmission.py.
+Source: doc/proto.md of the NetworkBlockDevice/nbd project; of extended headers its branch extension-ext-header.
+All integers are unsigned and big-endian. Nothing here does anything but pack and unpack; who may send what and when
+stands in handshake.py and transmission.py.
 """
 
 from __future__ import annotations
@@ -25,6 +26,13 @@ __all__ = [
     "ERROR_HEADER",
     "EXPORT_NAME_REPLY",
     "EXPORT_NAME_ZEROES",
+    "EXTENDED_CHUNK",
+    "EXTENDED_DATA_CHUNK",
+    "EXTENDED_EXTENT",
+    "EXTENDED_REPLY_MAGIC",
+    "EXTENDED_REQUEST",
+    "EXTENDED_REQUEST_MAGIC",
+    "EXTENDED_STATUS_HEADER",
     "GREETING",
     "GREETING_MAGIC",
     "HOLE_CHUNK",
@@ -70,6 +78,8 @@ OLDSTYLE_MAGIC: Final = 0x0000420281861253  # dead since nbd 3.10; known only to
 REQUEST_MAGIC: Final = 0x25609513
 SIMPLE_REPLY_MAGIC: Final = 0x67446698
 STRUCTURED_REPLY_MAGIC: Final = 0x668E33EF
+EXTENDED_REQUEST_MAGIC: Final = 0x21E41C71
+EXTENDED_REPLY_MAGIC: Final = 0x6E8A278C
 
 STRING_BYTES_MAX: Final = 4096  # H9: the hard limit of every string
 PAYLOAD_BYTES_DEFAULT_MAX: Final = 1 << 25  # Z9: a payload up to here is never an attack
@@ -90,6 +100,11 @@ HOLE_CHUNK: Final = struct.Struct(">IHHQIQI")  # ... and of OFFSET_HOLE the offs
 ERROR_HEADER: Final = struct.Struct(">IH")  # error, bytes of text; text and, of ERROR_OFFSET, an offset follow
 BLOCK_STATUS_HEADER: Final = struct.Struct(">I")  # context id; extents follow
 BLOCK_STATUS_EXTENT: Final = struct.Struct(">II")  # length, flags
+EXTENDED_REQUEST: Final = struct.Struct(">IHHQQQ")  # as REQUEST; the length is of the payload, or of the effect
+EXTENDED_CHUNK: Final = struct.Struct(">IHHQQQ")  # magic, flags, type, cookie, the request's offset, payload's length
+EXTENDED_DATA_CHUNK: Final = struct.Struct(">IHHQQQQ")  # ... and of OFFSET_DATA the offset; data follow
+EXTENDED_STATUS_HEADER: Final = struct.Struct(">II")  # context id, how many extents follow
+EXTENDED_EXTENT: Final = struct.Struct(">QQ")  # length, flags
 
 REPLY_ERROR: Final = 1 << 31  # set in the type of every option reply that says no
 CHUNK_DONE: Final = 1  # flag of the last chunk of a reply
@@ -169,6 +184,7 @@ class TransmissionFlag(IntFlag):
     SEND_RESIZE = 0x200
     SEND_CACHE = 0x400
     SEND_FAST_ZERO = 0x800
+    BLOCK_STATUS_PAYLOAD = 0x1000
 
 
 class Command(IntEnum):
@@ -192,6 +208,7 @@ class ChunkType(IntEnum):
     OFFSET_DATA = 1
     OFFSET_HOLE = 2
     BLOCK_STATUS = 5
+    BLOCK_STATUS_EXT = 6
     ERROR = CHUNK_ERROR + 1
     ERROR_OFFSET = CHUNK_ERROR + 2
 

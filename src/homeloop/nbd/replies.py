@@ -9,6 +9,7 @@ Source: doc/proto.md, "Structured reply chunk message"; ids as in the test names
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from typing import Final
 
@@ -19,6 +20,11 @@ from homeloop.nbd.protocol import (
     CHUNK_DONE,
     DATA_CHUNK,
     ERROR_HEADER,
+    EXTENDED_CHUNK,
+    EXTENDED_DATA_CHUNK,
+    EXTENDED_EXTENT,
+    EXTENDED_REPLY_MAGIC,
+    EXTENDED_STATUS_HEADER,
     HOLE_CHUNK,
     SIMPLE_REPLY,
     SIMPLE_REPLY_MAGIC,
@@ -32,6 +38,11 @@ __all__ = [
     "pack_block_status",
     "pack_data_header",
     "pack_error",
+    "pack_extended_data_header",
+    "pack_extended_error",
+    "pack_extended_extents",
+    "pack_extended_hole",
+    "pack_extended_none",
     "pack_hole",
     "pack_none",
     "pack_simple_reply",
@@ -44,6 +55,7 @@ _HOLE: Final = ChunkType.OFFSET_HOLE.value
 _FLAG_HOLE: Final = AllocationFlag.HOLE.value
 _FLAG_ZERO: Final = AllocationFlag.ZERO.value
 _OFFSET_BYTES: Final = DATA_CHUNK.size - CHUNK.size
+_HOLE_PAYLOAD: Final = struct.Struct(">QI")  # offset, size
 
 
 def pack_simple_reply(error: int, cookie: int) -> bytes:
@@ -69,9 +81,7 @@ def pack_none(cookie: int) -> bytes:
 
 def pack_error(cookie: int, error: int, text: str) -> bytes:
     """Return a structured reply that says no, with a text for people, shortened if need be (R8)."""
-    raw = text.replace("\0", "").encode(errors="replace")[:ERROR_TEXT_BYTES_MAX]
-    raw = raw.decode(errors="ignore").encode()  # the cut may have gone through a character
-    payload = ERROR_HEADER.pack(error, len(raw)) + raw
+    payload = _error_payload(error, text)
     return CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, ChunkType.ERROR, cookie, len(payload)) + payload
 
 
@@ -82,3 +92,44 @@ def pack_block_status(cookie: int, context_id: int, extents: Iterable[tuple[int,
     )
     header = CHUNK.pack(STRUCTURED_REPLY_MAGIC, CHUNK_DONE, ChunkType.BLOCK_STATUS, cookie, len(payload))
     return header + payload
+
+
+
+def pack_extended_data_header(cookie: int, offset: int, length: int) -> bytes:
+    """Return what stands before the data of a READ's only chunk, with extended headers (X-6: twice the offset)."""
+    payload_bytes = length + _OFFSET_BYTES
+    return EXTENDED_DATA_CHUNK.pack(EXTENDED_REPLY_MAGIC, CHUNK_DONE, _DATA, cookie, offset, payload_bytes, offset)
+
+
+def pack_extended_hole(cookie: int, offset: int, length: int) -> bytes:
+    """Return the whole reply to a READ of zeroes: a READ's length has 32 bits here, too."""
+    return _extended(ChunkType.OFFSET_HOLE, cookie, offset, _HOLE_PAYLOAD.pack(offset, length))
+
+
+def pack_extended_none(cookie: int, offset: int) -> bytes:
+    """Return a reply without content: success."""
+    return _extended(ChunkType.NONE, cookie, offset, b"")
+
+
+def pack_extended_error(cookie: int, offset: int, error: int, text: str) -> bytes:
+    """Return a reply that says no, as pack_error() does."""
+    return _extended(ChunkType.ERROR, cookie, offset, _error_payload(error, text))
+
+
+def pack_extended_extents(
+    cookie: int, offset: int, context_id: int, extents: Iterable[tuple[int, bool, bool]]
+) -> bytes:
+    """Return the reply to a BLOCK_STATUS: lengths of 64 bits, and of the flags the upper 32 bits zero (X-7)."""
+    told = [EXTENDED_EXTENT.pack(length, hole * _FLAG_HOLE + zero * _FLAG_ZERO) for length, hole, zero in extents]
+    payload = EXTENDED_STATUS_HEADER.pack(context_id, len(told)) + b"".join(told)
+    return _extended(ChunkType.BLOCK_STATUS_EXT, cookie, offset, payload)
+
+
+def _extended(kind: int, cookie: int, offset: int, payload: bytes) -> bytes:
+    return EXTENDED_CHUNK.pack(EXTENDED_REPLY_MAGIC, CHUNK_DONE, kind, cookie, offset, len(payload)) + payload
+
+
+def _error_payload(error: int, text: str) -> bytes:
+    raw = text.replace("\0", "").encode(errors="replace")[:ERROR_TEXT_BYTES_MAX]
+    raw = raw.decode(errors="ignore").encode()  # the cut may have gone through a character
+    return ERROR_HEADER.pack(error, len(raw)) + raw

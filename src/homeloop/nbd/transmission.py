@@ -20,6 +20,8 @@ from typing import Final, TypeAlias
 
 from homeloop.errors import PeerError
 from homeloop.nbd.protocol import (
+    EXTENDED_REQUEST,
+    EXTENDED_REQUEST_MAGIC,
     PAYLOAD_BYTES_DEFAULT_MAX,
     REQUEST,
     REQUEST_MAGIC,
@@ -27,6 +29,7 @@ from homeloop.nbd.protocol import (
     SIMPLE_REPLY_MAGIC,
     STRUCTURED_REPLY_MAGIC,
     Command,
+    CommandFlag,
 )
 
 __all__ = [
@@ -37,10 +40,11 @@ __all__ = [
     "ReplyReader",
     "Request",
     "RequestReader",
+    "pack_extended_request",
     "pack_request",
 ]
 
-# command, command flags, cookie, offset, length, payload of a WRITE (valid until the next targets())
+# command, command flags, cookie, offset, length, payload if one came (valid until the next targets())
 Request: TypeAlias = tuple[int, int, int, int, int, memoryview | None]
 # cookie, error number of the wire (0: none), and what was asked for: the payload of a READ (the receiver's own), the
 # (length, flags) of a BLOCK_STATUS; of an error the server's text, if it gave one
@@ -50,11 +54,19 @@ RECEIVE_BYTES: Final = 256 << 10
 # From here on a payload that is not yet all there gets memory of its own; below, it is awaited in the buffer.
 DIRECT_BYTES_MIN: Final = 32 << 10
 _WRITE: Final = Command.WRITE.value
+_PAYLOAD_LEN: Final = CommandFlag.PAYLOAD_LEN.value
 
 
 def pack_request(command: int, flags: int, cookie: int, offset: int, length: int) -> bytes:
     """Return the header of a request; the data of a WRITE follows it."""
     return REQUEST.pack(REQUEST_MAGIC, flags, command, cookie, offset, length)
+
+
+def pack_extended_request(command: int, flags: int, cookie: int, offset: int, length: int) -> bytes:
+    """The same where extended headers are agreed; `flags` says if a payload follows, but for WRITE (X-3)."""
+    if command == _WRITE:
+        flags |= _PAYLOAD_LEN
+    return EXTENDED_REQUEST.pack(EXTENDED_REQUEST_MAGIC, flags, command, cookie, offset, length)
 
 
 class ReceiveBuffer:
@@ -145,14 +157,26 @@ class ReceiveBuffer:
 
 
 class RequestReader(ReceiveBuffer):
-    """The server's side: bytes of one client in, requests out."""
+    """The server's side: bytes of one client in, requests out.
+
+    extended: so the headers are. Then it is a flag that says whether a payload follows, which any request may
+    have (X-4: what does not expect one is for the caller to refuse).
+    """
 
     def __init__(
-        self, *, payload_bytes_max: int = PAYLOAD_BYTES_DEFAULT_MAX, receive_bytes: int = RECEIVE_BYTES
+        self,
+        *,
+        payload_bytes_max: int = PAYLOAD_BYTES_DEFAULT_MAX,
+        receive_bytes: int = RECEIVE_BYTES,
+        extended: bool = False,
     ) -> None:
-        super().__init__(REQUEST.size, receive_bytes)
+        self._header, self._magic = (
+            (EXTENDED_REQUEST, EXTENDED_REQUEST_MAGIC) if extended else (REQUEST, REQUEST_MAGIC)
+        )
+        super().__init__(self._header.size, receive_bytes)
+        self._payload_flag = _PAYLOAD_LEN if extended else 0
         self._payload_bytes_max = payload_bytes_max
-        self._awaiting: Request | None = None  # the WRITE whose payload is on its way
+        self._awaiting: Request | None = None  # the one whose payload is on its way
         self.has_more = False  # next_batch() may have more to say before more is received
 
     def give_back(self, payload: memoryview) -> None:
@@ -179,17 +203,20 @@ class RequestReader(ReceiveBuffer):
             assert self._awaiting is not None
             command, flags, cookie, offset, length, _ = self._awaiting
             batch.append((command, flags, cookie, offset, length, payload))
-        header_bytes = REQUEST.size
-        unpack_from = REQUEST.unpack_from
+        header_bytes, unpack_from = self._header.size, self._header.unpack_from
+        expected_magic, payload_flag = self._magic, self._payload_flag
         buffer, position, end = self._buffer, self._start, self._end
         while end - position >= header_bytes and len(batch) < requests_max:
             magic, flags, command, cookie, offset, length = unpack_from(buffer, position)
-            if magic != REQUEST_MAGIC or (command == _WRITE and length > self._payload_bytes_max):
+            with_payload = command == _WRITE or (flags and flags & payload_flag)
+            if magic != expected_magic or (
+                with_payload and (length > self._payload_bytes_max or flags & payload_flag != payload_flag)
+            ):
                 if batch:
                     self.has_more = True
                     break  # the next call raises, from here
-                self._refuse(magic, length)
-            if command != _WRITE:
+                self._refuse(magic, command, flags, length)
+            if not with_payload:
                 position += header_bytes
                 self._narrow = False
                 batch.append((command, flags, cookie, offset, length, None))
@@ -211,10 +238,14 @@ class RequestReader(ReceiveBuffer):
         self.has_more |= len(batch) >= requests_max
         return batch
 
-    def _refuse(self, magic: int, length: int) -> None:
-        if magic != REQUEST_MAGIC:
-            raise PeerError(f"request magic is {magic:#010x}, not {REQUEST_MAGIC:#010x}")
-        raise PeerError(f"WRITE of {length} bytes, the limit is {self._payload_bytes_max}")
+    def _refuse(self, magic: int, command: int, flags: int, length: int) -> None:
+        if magic != self._magic:
+            raise PeerError(f"request magic is {magic:#010x}, not {self._magic:#010x}")
+        if command == _WRITE and flags & self._payload_flag != self._payload_flag:
+            # X-3: does its payload follow, or not? Implementations differ, and a guess would read data as requests.
+            raise PeerError(f"WRITE of {length} bytes with flags {flags:#x}: without PAYLOAD_LEN")
+        what = "WRITE" if command == _WRITE else f"payload for command {command}"
+        raise PeerError(f"{what} of {length} bytes, the limit is {self._payload_bytes_max}")
 
 
 class ReplyReader(ReceiveBuffer):
