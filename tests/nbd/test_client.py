@@ -448,7 +448,7 @@ def test_a_place_of_a_cancelled_request_is_not_lost() -> None:
 
 def test_who_waits_in_line_is_told_when_the_connection_ends() -> None:
     async def main() -> None:
-        async with fake_server(HELLO, UNSUP, GO_ACK) as uri:
+        async with fake_server(HELLO, NO_EXT, UNSUP, GO_ACK) as uri:
             client = await connect(uri, in_flight_max=1)
             told = await soon(asyncio.gather(*[client.read(0, 512) for _ in range(3)], return_exceptions=True))
             assert [type(error) for error in told] == [ConnectionLost] * 3
