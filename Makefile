@@ -25,11 +25,12 @@ PEERS_READY := $(VENV)/.peers-ready
 
 PIP_ENV := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
 
-.PHONY: help test conformance check lint types tidy demo bench env clean
+.PHONY: help test conformance peers check lint types tidy demo bench env clean
 
 help:
 	@echo 'make test    all tests                         ARGS="-k wake -x"   for pytest'
 	@echo 'make conformance  CPython'"'"'s own asyncio tests on our loop (make test runs a few of them)'
+	@echo 'make peers   the suites of anyio, uvicorn, aiohttp on our loop   ARGS="--only anyio"  (many minutes)'
 	@echo 'make check   ruff, mypy --strict, our own rules (tests/test_tidy.py)'
 	@echo 'make demo    a disk image, served to a real client  ARGS="--help"  for the demo'
 	@echo 'make bench   side by side with its peers       ARGS="--quick"      for the benchmark'
@@ -41,6 +42,9 @@ test: $(READY)
 
 conformance: $(READY)
 	HOMELOOP_CONFORMANCE=1 $(BIN)/python -m pytest tests/conformance $(ARGS)
+
+peers: $(READY)
+	$(BIN)/python -m tests.peers.runner $(ARGS)
 
 check: lint types tidy
 
@@ -62,7 +66,7 @@ bench: $(PEERS_READY)
 env: $(READY)
 
 clean:
-	rm -rf .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
+	rm -rf .venv-* .peers build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
 	find . -name .git -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
 
 # Made anew when pyproject.toml changes: what it no longer names must not linger. The stamp is written last, so

@@ -11,8 +11,6 @@ too is not homeloop's.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import asyncio.unix_events
 import faulthandler
 import importlib
 import json
@@ -21,40 +19,11 @@ import time
 import unittest
 from typing import Any
 
-from homeloop.core.loop import HomeLoop
-from homeloop.core.runtime import new_event_loop
+from tests.conformance.replacing import SelectorEventLoop, made, replace_loops
 
 HANG_S = 240                # then every thread's stack is printed, and the process ends
 SLOW_S = 2.0                # tests that take longer are named
 NEED_MOCKS = {"test_selector_events", "test_unix_events"}     # they ask a mock which readers it has
-made: list[int] = []        # one entry per loop
-
-
-class _MakesOurs(type):
-    """Of a class that stands for another: calling it makes a loop of ours, and those are its instances."""
-
-    def __call__(cls, selector: Any = None) -> Any:
-        if selector is not None:
-            selector.close()            # ours stays
-        made.append(1)
-        return new_event_loop()
-
-    def __instancecheck__(cls, instance: object) -> bool:
-        return isinstance(instance, HomeLoop)
-
-
-class SelectorEventLoop(metaclass=_MakesOurs):
-    """Stands for asyncio.SelectorEventLoop."""
-
-
-def replace_loops() -> None:
-    """Let every way to make a loop lead to ours: by class, by policy, by Runner and asyncio.run."""
-    names: Any = asyncio
-    names.SelectorEventLoop = SelectorEventLoop
-    if hasattr(names, "EventLoop"):                                 # 3.13
-        names.EventLoop = SelectorEventLoop
-    policy: Any = asyncio.unix_events._UnixDefaultEventLoopPolicy   # type: ignore[attr-defined]
-    policy._loop_factory = SelectorEventLoop
 
 
 def replace_mocks(module: Any) -> None:
