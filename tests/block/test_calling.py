@@ -15,6 +15,7 @@ import pytest
 
 import homeloop
 from homeloop.block.calling import Method, Turns, Way, block_error_of, method_of, quick_path_of
+from homeloop.block.lane import Lane
 from homeloop.errors import BlockError, UsageError
 from tests.block.answers import BOUND_S, turns
 
@@ -45,8 +46,8 @@ class Gate:
         assert await asyncio.to_thread(self.begun.wait, BOUND_S), "the gate was never entered"
 
 
-def worker_method(fn: Callable[..., object], turns: Turns | None = None) -> Method:
-    return Method(fn, "Driver.method", Way.WORKER, turns)
+def worker_method(fn: Callable[..., object], lane: Lane | None = None) -> Method:
+    return Method(fn, "Driver.method", Way.WORKER, Lane(parallel=True) if lane is None else lane)
 
 
 # Turns
@@ -178,7 +179,7 @@ def test_method_ways() -> None:
         async def write(self, offset: int, data: bytes) -> None:
             pass
 
-    line = Turns()
+    line = Lane(parallel=False)
     assert method_of(Driver(), "read", "inline", line).way is Way.INLINE            # type: ignore[union-attr]
     assert method_of(Driver(), "read", "parallel", line).way is Way.WORKER          # type: ignore[union-attr]
     assert method_of(Driver(), "write", "inline", line).way is Way.COROUTINE        # type: ignore[union-attr]
@@ -198,7 +199,7 @@ def test_what_is_no_method_is_refused() -> None:
             return True
 
     with pytest.raises(UsageError, match=r"Driver\.write is 7, not a method"):
-        method_of(Driver(), "write", "inline", Turns())
+        method_of(Driver(), "write", "inline", Lane(parallel=False))
     with pytest.raises(UsageError, match=r"Driver\.read_nowait must be a plain function"):
         quick_path_of(Driver(), "read_nowait")
     with pytest.raises(UsageError, match=r"Driver\.write_nowait must be a plain function"):
@@ -294,7 +295,7 @@ def test_serialised_never_two_at_once_and_fifo(run: Run) -> None:
             inside -= 1
 
     async def main() -> None:
-        method = worker_method(step, Turns())
+        method = worker_method(step, Lane(parallel=False))
         await asyncio.gather(*(method.call(number) for number in range(200)))
 
     run(main())
@@ -306,7 +307,7 @@ def test_serialised_waiter_cancelled_is_not_called(run: Run) -> None:
     async def main() -> None:
         gate = Gate()
         called: list[int] = []
-        line = Turns()
+        line = Lane(parallel=False)
         first = asyncio.create_task(worker_method(gate, line).later())
         await gate.has_begun()
         second = asyncio.create_task(worker_method(functools.partial(called.append, 2), line).later())

@@ -439,3 +439,19 @@ def test_rule16_a_call_that_does_not_return_is_named_at_the_end(monkeypatch: pyt
     assert len(reports) == 1, reports
     assert "never_returns" in reports[0]
     assert "wait(end)" in reports[0]
+
+
+def test_rule16_quiet_work(io: homeloop.IOThread) -> None:
+    """It runs on a worker and is waited for at the end; later work finds the thread again."""
+    ran: list[int] = []
+
+    async def main() -> None:
+        pool = io.context.pool()
+        for _ in range(10):
+            pool.submit_quiet(lambda: ran.append(threading.get_ident()))
+        await homeloop.to_worker(int)
+
+    io.call(main(), LIMIT_S)
+    io.stop()
+    assert len(ran) == 10
+    assert threading.get_ident() not in ran

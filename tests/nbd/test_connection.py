@@ -392,7 +392,7 @@ def test_our_own_mistake_ends_this_connection() -> None:
     async def main() -> None:
         device: Any = Device(Memory(SIZE))
 
-        def mistake(offset: int, length: int) -> bytes:
+        def mistake(offset: int, length: int, caller: object) -> bytes:
             raise ZeroDivisionError
 
         device.read = mistake
@@ -408,7 +408,7 @@ def test_our_own_mistake_in_a_request_that_waited() -> None:
     async def main() -> None:
         device: Any = Device(Memory(SIZE))
 
-        async def mistake(offset: int, length: int) -> bytes:
+        async def mistake(offset: int, length: int, caller: object) -> bytes:
             raise ZeroDivisionError
 
         device.read = mistake

@@ -173,7 +173,7 @@ def test_malformed_request_is_one_line(tmp_path: Path, caplog: pytest.LogCapture
 def test_our_own_mistake_is_logged_with_its_trace(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         device: Any = Device(Memory(SIZE))
-        device.read = lambda offset, length: 1 // 0
+        device.read = lambda offset, length, caller: 1 // 0
         server = Server(AioContext.of())
         await server.add_export("", device)
         await server.listen(tmp_path / "s")

@@ -6,6 +6,10 @@ A request that its driver can answer without waiting is answered by the call its
 thread. For any other the call returns a coroutine object, and the request begins when that is run. The caller
 looks at the type (types.CoroutineType) and needs no second function for either case.
 
+A caller with many requests in flight, such as a connection, can hand read() and write() a function `caller`. Where
+the request then has to go to a worker, it is under way when the call returns, and what is returned is a Queued (see
+homeloop.block.lane): caller(queued) is called at home when it has ended. That saves the coroutine.
+
 Flush. A driver's flush() covers every write, trim and write_zeroes that had returned when it was called. The
 Device answers none of these before the driver has, and calls flush() after flush() was asked for. So a flush
 covers what was answered before it was asked for (NBD D1); and as there is one Device per driver, whoever
@@ -21,12 +25,11 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Coroutine
 from types import CoroutineType
-from typing import NoReturn, TypeAlias, TypeVar, cast
+from typing import NoReturn, TypeAlias, TypeVar, cast, overload
 
 from homeloop.block.answers import check_written, read_extents
 from homeloop.block.calling import (
     Method,
-    Turns,
     Unrun,
     Way,
     block_error_of,
@@ -39,14 +42,16 @@ from homeloop.block.changes import AT_ONCE, ZERO_PIECE, Changes, Step, zeroing_s
 from homeloop.block.counting import Counts, DeviceStatistics
 from homeloop.block.driver import BlockSize, BytesLike, Driver, traits_of
 from homeloop.block.extents import EXTENTS_MAX, Extent
+from homeloop.block.lane import Lane, Queued
 from homeloop.block.life import Life, State
 from homeloop.block.zeroes import are_zeroes
-from homeloop.errors import BlockError, UsageError
+from homeloop.errors import BlockError, ContextClosed, UsageError
 
 __all__ = ["Answer", "Device", "DeviceStatistics"]
 
 T = TypeVar("T")
 Answer: TypeAlias = T | Coroutine[object, object, T]
+Caller: TypeAlias = Callable[[Queued], object]
 
 
 class Device:
@@ -78,13 +83,13 @@ class Device:
         self.size = traits.size
         self.block_size: BlockSize = traits.block_size
 
-        turns = Turns()
+        self._lane = lane = Lane(parallel=traits.thread_model == "parallel")
         read, self._write, self._flush, self._write_fua, self._trim, self._write_zeroes, self._close = (
-            method_of(driver, method, traits.thread_model, turns)
+            method_of(driver, method, traits.thread_model, lane)
             for method in ("read", "write", "flush", "write_fua", "trim", "write_zeroes", "close")
         )
         self._cache, self._extents = (
-            method_of(driver, method, traits.thread_model, turns) for method in ("cache", "extents")
+            method_of(driver, method, traits.thread_model, lane) for method in ("cache", "extents")
         )
         if read is None:
             raise UsageError(f"driver {self._label} has no read method")
@@ -126,10 +131,16 @@ class Device:
 
     # Requests. read() and write() are the hot path: every statement here is paid by each 4 KiB block.
 
-    def read(self, offset: int, length: int) -> Answer[BytesLike]:
+    @overload
+    def read(self, offset: int, length: int) -> Answer[BytesLike]: ...
+
+    @overload
+    def read(self, offset: int, length: int, caller: Caller | None) -> Answer[BytesLike] | Queued: ...
+
+    def read(self, offset: int, length: int, caller: Caller | None = None) -> Answer[BytesLike] | Queued:
         """Read `length` bytes at `offset`.
 
-        The answer is the caller's to keep: later writes do not change it.
+        The answer is the caller's to keep: later writes do not change it. caller: see the module's text.
         """
         if (
             offset < 0
@@ -158,13 +169,25 @@ class Device:
                 return self._read_waiting(offset, length, Unrun(data))          # type: ignore[arg-type]
             if data is not None or self._read_is_inline:
                 return self._read_checked(data, offset, length)
+        if caller is not None and self._read.way is Way.WORKER:
+            return self._queue(self._read, (offset, length), self._end_read, caller)
         return self._read_waiting(offset, length)
 
-    def write(self, offset: int, data: BytesLike, *, fua: bool = False) -> Answer[None]:
+    @overload
+    def write(self, offset: int, data: BytesLike, *, fua: bool = False) -> Answer[None]: ...
+
+    @overload
+    def write(
+        self, offset: int, data: BytesLike, *, fua: bool = False, caller: Caller | None
+    ) -> Answer[None] | Queued: ...
+
+    def write(
+        self, offset: int, data: BytesLike, *, fua: bool = False, caller: Caller | None = None
+    ) -> Answer[None] | Queued:
         """Write `data` (of bytes: len() is its size) at `offset`.
 
         `data` must stay as it is until the answer is there; it is not kept beyond. fua: on stable storage
-        when answered.
+        when answered. caller: see the module's text.
         """
         length = len(data)
         if (
@@ -194,10 +217,16 @@ class Device:
             if done is not None:
                 self._check_inline_write(done, offset, length)
         elif self._write_quick is None or not self._written_quickly(self._write_quick, offset, data):
+            if caller is not None and self._write.way is Way.WORKER:
+                return self._queue(self._write, (offset, data), self._end_write, caller)
             return self._changes.later(self._writes, length, iter([(self._write, (offset, data), {})]))
         self._writes[0] += 1
         self._writes[1] += length
         return None
+
+    def push(self) -> None:
+        """Let what was queued for workers in this turn of the loop go there now, and not at the turn's end."""
+        self._lane.push()
 
     def flush(self) -> Answer[None]:
         """Bring every change that was answered before this call to stable storage: see the module's text.
@@ -323,6 +352,53 @@ class Device:
             return self._read_checked(data, offset, length)
         finally:
             self._life.end()
+
+    def _queue(
+        self, method: Method, args: tuple[object, ...], done: Callable[[Queued], object], caller: Caller
+    ) -> Queued:
+        self._life.begin()
+        queued = Queued(method.fn, args, done, caller)
+        self._lane.put(queued)
+        return queued
+
+    def _end_read(self, queued: Queued) -> None:
+        """A worker has read: check and count it, then tell the caller."""
+        if queued.error is not None:
+            queued.error = self._queued_error(self._read, queued.error)
+        else:
+            try:
+                queued.answer = self._read_checked(queued.answer, *queued.args)
+            except BlockError as error:
+                queued.error = error
+        self._life.end()
+        queued.caller(queued)
+
+    def _end_write(self, queued: Queued) -> None:
+        """A worker has written: likewise."""
+        offset, data = queued.args
+        assert self._write is not None, "written without a write method"
+        if queued.error is not None:
+            queued.error = self._queued_error(self._write, queued.error)
+        else:
+            try:
+                if queued.answer is not None:
+                    self._check_inline_write(queued.answer, offset, len(data))
+                self._writes[0] += 1
+                self._writes[1] += len(data)
+            except BlockError as error:
+                queued.error = error
+        self._life.end()
+        queued.caller(queued)
+
+    def _queued_error(self, method: Method, error: BaseException) -> BaseException:
+        """What a worker raised, for the caller. The end of the home, and what ends a program, stays what it is."""
+        self._counts.errors += 1
+        if isinstance(error, ContextClosed) or not isinstance(error, Exception):
+            return error
+        failure = block_error_of(error, method.label)
+        if failure is not error:
+            failure.__cause__ = error
+        return failure
 
     def _settled(self, method: Method, offset: int, length: int, extents_max: int) -> list[Extent]:
         """Call a plain extents method and read what it returns: a generator runs here, too. Any thread."""

@@ -80,10 +80,11 @@ class WorkerPool:
         self.minimum = minimum
         self.maximum = maximum
         self._lock = threading.Lock()                   # a leaf
-        self._work: deque[_Work] = deque()              # under _lock; FIFO
+        self._work: deque[_Work | Callable[[], object]] = deque()              # under _lock; FIFO
         self._idle: deque[threading.Lock] = deque()     # under _lock; gates of idle threads, newest last
         self._threads: set[threading.Thread] = set()    # under _lock
-        self._calls: dict[threading.Thread, _Work] = {}     # under _lock: what each thread runs now
+        # under _lock: what each thread runs now
+        self._calls: dict[threading.Thread, _Work | Callable[[], object]] = {}
         self._stopping = False                          # under _lock
         self._done: deque[tuple[_Work, Any, BaseException | None]] = deque()    # under _lock: to hand over
         self._handing_over = False                      # under _lock: a message to the home is on its way
@@ -93,6 +94,14 @@ class WorkerPool:
     def submit(self, fn: Callable[[], T], *, detached: bool = False) -> asyncio.Future[T]:
         """Queue fn() and return its future (home thread). detached: see _Work."""
         work = _Work(self, fn, detached)
+        self._queue(work)
+        return work
+
+    def submit_quiet(self, fn: Callable[[], object]) -> None:
+        """Queue fn() and tell nobody of its end (home thread). It must not raise, and cannot be withdrawn."""
+        self._queue(fn)
+
+    def _queue(self, work: _Work | Callable[[], object]) -> None:
         with self._lock:
             if self._stopping:
                 raise ContextClosed(f"the workers of {self.context.name} have ended")
@@ -106,7 +115,6 @@ class WorkerPool:
                     if not self._threads:       # else those that are there will come to it
                         self._work.remove(work)
                         raise
-        return work
 
     def withdraw(self, work: _Work) -> bool:
         """Take queued work back. False: it runs, or has run."""
@@ -149,9 +157,10 @@ class WorkerPool:
         frame = sys._current_frames().get(worker.ident or 0)
         if work is None or frame is None:
             return                          # it has just ended
+        what = work.fn if isinstance(work, _Work) else work
         stack = "".join(traceback.format_stack(frame))
         self.context.report({
-            "message": f"the end of {self.context.name} waits for {work.fn!r}, which runs in {worker.name}:\n{stack}"
+            "message": f"the end of {self.context.name} waits for {what!r}, which runs in {worker.name}:\n{stack}"
         })
 
     def statistics(self) -> dict[str, int]:
@@ -184,6 +193,12 @@ class WorkerPool:
             while (work := self._next()) is not None:
                 with self._lock:
                     self._calls[me] = work
+                if not isinstance(work, _Work):
+                    work()
+                    with self._lock:
+                        del self._calls[me]
+                        self._completed += 1
+                    continue
                 try:
                     outcome: tuple[Any, BaseException | None] = (work.fn(), None)
                 except BaseException as exc:        # its place is at the waiter, whatever it is
@@ -196,7 +211,7 @@ class WorkerPool:
             with self._lock:
                 self._threads.discard(me)
 
-    def _next(self) -> _Work | None:
+    def _next(self) -> _Work | Callable[[], object] | None:
         """Wait for work. None: end."""
         idle_until = time.monotonic() + IDLE_END_S
         while True:

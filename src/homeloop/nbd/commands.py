@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections.abc import Callable
 from typing import Any, Final
 
 from homeloop.block.device import Device
 from homeloop.block.extents import EXTENTS_MAX
+from homeloop.block.lane import Queued
 from homeloop.errors import BlockError
 from homeloop.nbd.handshake import Agreed
 from homeloop.nbd.protocol import BLOCK_STATUS_EXTENT, Command, CommandFlag
@@ -48,10 +50,19 @@ class Commands:
         self._allocation_id = agreed.allocation_id
         self._flags_allowed = _flags_allowed(device, agreed)
 
-    def ask(self, command: int, flags: int, offset: int, length: int, payload: memoryview | None) -> Any:
-        """Hand one request to the device: its answer or a coroutine object; BlockError if it is refused.
+    def ask(
+        self,
+        command: int,
+        flags: int,
+        offset: int,
+        length: int,
+        payload: memoryview | None,
+        caller: Callable[[Queued], object] | None = None,
+    ) -> Any:
+        """Hand one request to the device: its answer, a coroutine object or a Queued, of whose end `caller` is told.
 
-        payload: what came with it; of a request that should have none, it is refused by its flag (X-4).
+        BlockError if it is refused. payload: what came with it; of a request that should have none, it is refused
+        by its flag (X-4).
         """
         if self._read_only and command in _CHANGES:
             raise BlockError(errno.EPERM, "the export is read-only")
@@ -63,9 +74,9 @@ class Commands:
             if length > self._payload_bytes_max:
                 raise BlockError(errno.EINVAL, f"{length} bytes, the limit is {self._payload_bytes_max}")
             if command == _READ:
-                return device.read(offset, length)
+                return device.read(offset, length, caller)
             assert payload is not None, "a WRITE without payload"
-            return device.write(offset, payload, fua=fua)
+            return device.write(offset, payload, fua=fua, caller=caller)
         if command == _FLUSH:
             return device.flush()
         if command == _TRIM:

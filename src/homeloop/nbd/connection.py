@@ -26,6 +26,7 @@ from types import CoroutineType
 from typing import Any, Final, TypeAlias
 
 from homeloop.block.device import Device
+from homeloop.block.lane import Queued
 from homeloop.errors import BlockError, ContextClosed, PeerError
 from homeloop.nbd.answers import answers_for
 from homeloop.nbd.commands import Commands
@@ -262,6 +263,7 @@ class Connection:
 
     def _turn(self) -> None:
         """Serve what has been received, within the limits, and send the replies."""
+        queued, self._flush_queued = self._flush_queued, True  # what ends in here goes out with the rest
         try:
             if self._batch_next == len(self._batch):
                 self._batch = self._reader.next_batch(self._limits.turn_requests_max)
@@ -275,8 +277,11 @@ class Connection:
         except Exception as error:  # ours: this connection pays for it, no other
             self._close_socket(error)
         else:
+            self._device.push()
             self._flush()
             self._go_on()
+        finally:
+            self._flush_queued = queued
 
     def _go_on(self) -> None:
         """Decide how the next turn comes about."""
@@ -323,19 +328,22 @@ class Connection:
         out, append, read = self._out, self._out.pieces.append, self._device.read
         payload_bytes_max, agreed, content = self._payload_bytes_max, self._agreed, self._answers.content
         simple, structured = not agreed.structured, agreed.structured and not agreed.extended
+        on_queued = self._on_queued
         turn_bytes = size = 0
         while index < len(batch):
             command, flags, cookie, offset, length, payload = batch[index]
             index += 1
             if command == _READ and not flags and length <= payload_bytes_max:
                 try:
-                    answer = read(offset, length)
+                    answer = read(offset, length, on_queued)
                 except BlockError as error:
                     self._refuse((_READ, 0, cookie, offset, length), error)
                     continue
                 kind = type(answer)
                 if kind is CoroutineType:
                     self._start(answer, (_READ, 0, cookie, offset, length), length)
+                elif kind is Queued:
+                    self._wait_for(answer, (_READ, 0, cookie, offset, length), length)
                 else:
                     # As pack_simple_reply() and pack_data_header() do, less 0.1 us for the call.
                     if simple:
@@ -377,17 +385,19 @@ class Connection:
         if payload is not None and self._writes_wait and self._reader.owns(payload):
             data = memoryview(bytes(payload))
         try:
-            answer = self._commands.ask(command, flags, offset, length, data)
+            answer = self._commands.ask(command, flags, offset, length, data, self._on_queued)
         except BlockError as error:
             self._refuse(asked, error)
             return
-        waits = type(answer) is CoroutineType
+        kind = type(answer)
+        waits = kind is CoroutineType or kind is Queued
         if payload is not None:
             self._settle_payload(payload, waits and command == _WRITE)
-        if waits:
-            self._start(answer, asked, length if payload is not None or command == _READ else 0)
-        else:
+        if not waits:
             self._answer(asked, answer)
+            return
+        begin = self._wait_for if kind is Queued else self._start
+        begin(answer, asked, length if payload is not None or command == _READ else 0)
 
     def _answer(self, asked: _Asked, result: Any) -> None:
         """Queue the reply to a request that succeeded. The hot path of READ has its own."""
@@ -434,14 +444,23 @@ class Connection:
         if number in self._running:
             self._running[number] = task
 
+    def _wait_for(self, queued: Any, asked: _Asked, payload_bytes: int) -> None:
+        """A request is on its way to a worker: _on_queued() is called when it has ended."""
+        self._started += 1
+        self._running[self._started] = queued
+        self._in_flight_bytes += payload_bytes
+        queued.tag = self._started, asked, payload_bytes
+
+    def _on_queued(self, queued: Queued) -> None:
+        number, asked, payload_bytes = queued.tag
+        self._one_less(number, payload_bytes)
+        self._finished(asked, queued.answer, queued.error)
+
     async def _finish(self, number: int, answer: Any, asked: _Asked, payload_bytes: int) -> None:
         result: Any = None
-        refusal: BlockError | None = None
-        failure: BaseException | None = None
+        failure: Exception | None = None
         try:
             result = await answer
-        except BlockError as error:
-            refusal = error
         except Exception as error:
             failure = error
         except asyncio.CancelledError:
@@ -450,12 +469,16 @@ class Connection:
             self._close_socket()
             raise
         self._one_less(number, payload_bytes)
-        if failure is not None:
-            self._close_socket(failure)
+        self._finished(asked, result, failure)
+
+    def _finished(self, asked: _Asked, result: Any, failure: BaseException | None) -> None:
+        """A request that waited has ended: queue its reply, if there is still somebody to take it."""
+        if failure is not None and not isinstance(failure, BlockError):
+            self._close_socket(None if isinstance(failure, ContextClosed) else failure)
         elif self._state is not _State.OPEN and self._state is not _State.DRAINING:
-            self._errors += refusal is not None
-        elif refusal is not None:
-            self._refuse(asked, refusal)
+            self._errors += failure is not None
+        elif failure is not None:
+            self._refuse(asked, failure)
         else:
             self._answer(asked, result)
 

@@ -23,6 +23,7 @@ from typing import Any, Final
 from homeloop.block.device import Device
 from homeloop.core.context import AioContext
 from homeloop.core.coroutine import Coroutine
+from homeloop.core.starting import start_now
 from homeloop.errors import PeerError, WrongState, WrongThread
 from homeloop.nbd.connection import Connection, ConnectionLimits
 from homeloop.nbd.export import Export, ExportStatistics, Offers
@@ -240,7 +241,7 @@ class Server:
             sock,
             export.device,
             peer=peer,
-            spawn=context.spawn,
+            spawn=functools.partial(start_now, context),
             on_closed=functools.partial(self._ended_at_home, export),
             read_only=export.read_only,
             agreed=end.agreed,
