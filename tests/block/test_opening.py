@@ -1,4 +1,4 @@
-"""What a person types: specs and sizes, and a sentence for each mistake."""
+"""What a person types: specs, and a sentence for each mistake."""
 
 from __future__ import annotations
 
@@ -8,42 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from homeloop.block.opening import open_device, parse_size
+from homeloop.block import opening
+from homeloop.block.device import Device
+from homeloop.block.memory import Memory
+from homeloop.block.null import Null
+from homeloop.block.opening import Spec, default_name, open_device, open_driver, register_kind
 from homeloop.errors import BlockError, UsageError
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("0", 0),
-        ("1", 1),
-        ("512", 512),
-        ("4k", 4096),
-        ("4K", 4096),
-        ("1M", 1 << 20),
-        ("1m", 1 << 20),
-        ("3G", 3 << 30),
-        ("2T", 2 << 40),
-        ("9223372036854775807", (1 << 63) - 1),
-    ],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize(
-    "text", ["", "k", "-1", "+1", "1.5G", "1 G", " 1", "1\n", "0x10", "1e9", "1GB", "1P", "٣", "1_000", "9" * 21]
-)
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(UsageError, match="is not a size") as caught:
-        parse_size(text)
-    assert repr(text) in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["9223372036854775808", "8388608T"])
-def test_size_beyond_any_device(text: str) -> None:
-    with pytest.raises(UsageError, match="more than a device can have"):
-        parse_size(text)
 
 
 def test_memory() -> None:
@@ -103,3 +73,53 @@ def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(BlockError, match=r"cannot open .*nothing\.img: No such file") as caught:
         open_device(str(tmp_path / "nothing.img"))
     assert caught.value.errno == errno.ENOENT
+
+
+def test_null() -> None:
+    device = open_device("null:64k")
+    assert (device.name, device.size) == ("null", 65536)
+    assert open_device("null:").size == 1 << 30
+    with pytest.raises(UsageError, match="are for files"):
+        open_device("null:1M", size=1)
+
+
+def test_python() -> None:
+    device = open_device("python:homeloop.block.memory:Memory?size=64k")
+    assert (device.name, device.size, device.read_only) == ("Memory", 65536, False)
+    assert open_device("python:homeloop.block.memory:Memory?size=64k", read_only=True).read_only
+    with pytest.raises(UsageError, match="are for files"):
+        open_device("python:homeloop.block.memory:Memory?size=64k", create=True)
+
+
+def test_kinds_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opening, "_kinds", dict(opening._kinds))
+    asked: list[Spec] = []
+
+    def opener(spec: Spec) -> Memory:
+        asked.append(spec)
+        return Memory(4096)
+
+    register_kind("tape+x", opener, form="tape+x://HOST", name=lambda spec: f"tape {spec.rest}")
+    register_kind("tape+x", opener)                 # the same again is no mistake
+    assert isinstance(open_driver("tape+x://host", read_only=True), Memory)
+    assert asked == [Spec(text="tape+x://host", kind="tape+x", rest="//host", read_only=True)]
+    assert isinstance(open_device("tape+x:y", name="own"), Device)
+    with pytest.raises(UsageError, match="already"):
+        register_kind("memory", opener)
+    with pytest.raises(UsageError, match="cannot be a kind"):
+        register_kind("a b", opener)
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("memory:1G", "memory"), ("null:", "null"), ("/a/b.img", "b.img"), ("file:b.img", "b.img"),
+        ("python:mod.sub:Class?x=a/b:c", "Class"), ("unknown:/a/b", "b"),
+    ],
+)
+def test_default_names(spec: str, name: str) -> None:
+    assert default_name(spec) == name
+
+
+def test_open_driver() -> None:
+    assert isinstance(open_driver("null:1k"), Null)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import errno
-import os
 import re
 import shlex
 import time
 
+from homeloop.block.opening import default_name
 from homeloop.cli.ending import Ending
 from homeloop.cli.words import amount, plural, screen
 from homeloop.core.runtime import run
@@ -57,7 +57,7 @@ def export_configs(options: argparse.Namespace) -> list[ExportConfig]:
     for source in options.source:
         name = options.name
         if name is None:
-            name = "memory" if source.startswith("memory:") else os.path.basename(source.removeprefix("file:"))
+            name = default_name(source)
         if name in configs:
             raise UsageError(
                 f"{configs[name].source!r} and {source!r} would both be named {name!r}: "
