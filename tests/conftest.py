@@ -26,6 +26,7 @@ PACKAGE_OF = {
     "nbdinfo": "libnbd-bin",
     "nbdkit": "nbdkit",
     "nbdsh": "python3-libnbd",
+    "openssl": "openssl",
     "qemu-img": "qemu-utils",
     "qemu-io": "qemu-utils",
     "qemu-nbd": "qemu-utils",

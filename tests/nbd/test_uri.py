@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,7 +24,28 @@ def test_tcp_round_trip(uri: NbdUri) -> None:
     assert parse_uri(str(uri)) == uri
 
 
+TLS = st.fixed_dictionaries({
+    "tls": st.just(True), "username": st.none() | NAMES, "tls_type": st.sampled_from([None, "x509"]),
+    "tls_hostname": st.none() | NAMES, "tls_verify_peer": st.booleans(), "tls_certificates": st.none() | NAMES,
+    "tls_psk_file": st.none() | NAMES,
+})
+
+
+@given(TLS, NAMES.map("/x{}".format), HOSTS)
+def test_tls_round_trip(tls: dict[str, Any], path: str, host: str) -> None:
+    for uri in (NbdUri(socket=path, **tls), NbdUri(host=host, export="x", **tls)):
+        assert parse_uri(format_uri(uri)) == uri
+
+
 @pytest.mark.parametrize(("text", "uri"), [
+    ("nbds://h", NbdUri(host="h", tls=True)),
+    ("nbds+unix://alice@/?socket=/s&tls-certificates=certs", NbdUri(
+        socket="/s", tls=True, username="alice", tls_certificates="certs",
+    )),
+    ("nbds://bob@h/?tls-psk-file=/k&tls-username=alice&tls-type=psk&tls-hostname=x&tls-verify-peer=false", NbdUri(
+        host="h", tls=True, username="alice", tls_psk_file="/k", tls_type="psk", tls_hostname="x",
+        tls_verify_peer=False,
+    )),
     ("nbd://h", NbdUri(host="h")),
     ("nbd://h/", NbdUri(host="h")),
     ("nbd://", NbdUri()),
@@ -47,8 +70,13 @@ def test_port_10809_is_left_out() -> None:
     ("nbd+unix:///x?socket=/a&socket=/b", "2 socket= parameters"),
     ("nbd+unix://host/x?socket=/a", "names the host 'host'"),
     ("http://h/", "scheme 'http'"),
-    ("nbds://h/", "TLS"),
-    ("nbds+unix:///?socket=/a", "TLS"),
+    ("nbds://h/?tls-verify-peer=perhaps", "neither 0 nor 1"),
+    ("nbds://h/?tls-type=anon", "tls-type='anon'"),
+    ("nbds://h/?tls-type=psk", "without a tls-psk-file"),
+    ("nbds://h/?tls-verify-pear=1", "'tls-verify-pear' is not known"),
+    ("nbds+unix:///", "0 socket= parameters"),
+    ("nbds+unix://user@host/?socket=/a", "names the host 'user@host'"),
+    ("nbd+unix://user@/?socket=/a", "names the host"),
     ("nbd://h/%ff", "decode"),
     ("nbd://h/%00", "NUL"),
     ("nbd://h/" + "x" * 4097, "4097 bytes"),

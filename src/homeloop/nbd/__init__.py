@@ -1,7 +1,8 @@
 """Network block devices: the protocol, a server and a client."""
 
 from homeloop.nbd.client import Client, connect
+from homeloop.nbd.credentials import TlsCredentials
 from homeloop.nbd.server import Server, ServerLimits
 from homeloop.nbd.serving import serve
 
-__all__ = ["Client", "Server", "ServerLimits", "connect", "serve"]
+__all__ = ["Client", "Server", "ServerLimits", "TlsCredentials", "connect", "serve"]

@@ -4,9 +4,9 @@
         data = await disk.read(0, 4096)
 
 Its home is the loop it was opened in; requests from coroutines of other loops are run there. It speaks what the
-server side of this package speaks: fixed newstyle, extended headers, structured replies or simple ones,
-base:allocation, no TLS. Requests of one turn of the loop go out in one sendmsg(); large answers are received into the
-memory in which they are returned. Requests beyond `in_flight_max` wait in line, the first come first served.
+server side of this package speaks: fixed newstyle, TLS, extended headers, structured replies or simple ones,
+base:allocation. Requests of one turn of the loop go out in one sendmsg(); large answers are received into the memory
+in which they are returned. Requests beyond `in_flight_max` wait in line, the first come first served.
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ from homeloop.core.context import AioContext
 from homeloop.errors import BlockError, ConnectionLost, PeerError, UsageError, WrongState
 from homeloop.nbd.chunks import ChunkReader
 from homeloop.nbd.client_handshake import ClientHandshake, Refused, ServerInfo
+from homeloop.nbd.credentials import TlsCredentials
 from homeloop.nbd.protocol import AllocationFlag, Command, CommandFlag, OptionReply, TransmissionFlag, errno_of_wire
 from homeloop.nbd.sending import BytesLike, SendQueue
+from homeloop.nbd.tls import TlsSocket, Wire, receive, send_all, watcher_of
 from homeloop.nbd.transmission import Reply, ReplyReader, pack_extended_request, pack_request
 from homeloop.nbd.uri import NbdUri, parse_uri
 
@@ -59,7 +61,7 @@ class Client:
     """
 
     def __init__(
-        self, sock: socket.socket, info: ServerInfo, leftover: bytes, *, in_flight_max: int = IN_FLIGHT_MAX
+        self, sock: Wire, info: ServerInfo, leftover: bytes, *, in_flight_max: int = IN_FLIGHT_MAX
     ) -> None:
         """Take over a non-blocking socket that has just entered transmission. In the loop that is to be the home."""
         self.info = info
@@ -67,6 +69,7 @@ class Client:
         self._home = AioContext.of()  # of that loop
         # Home only, all of them.
         self._sock = sock
+        self._watcher = watcher_of(self._loop, sock)
         self._reader: ChunkReader | ReplyReader = (
             ChunkReader(info.allocation_id, extended=info.extended) if info.structured else ReplyReader()
         )
@@ -83,7 +86,7 @@ class Client:
         self._writing = False
         self._failure: PeerError | None = None
         self._closing = False
-        self._loop.add_reader(sock, self._on_readable)
+        self._watcher.add_reader(sock, self._on_readable)
         if leftover:  # only a broken server speaks now
             self._fail(PeerError(f"the server sent {len(leftover)} bytes before any request"))
 
@@ -294,9 +297,9 @@ class Client:
             self._fail(ConnectionLost(f"the connection broke: {error}"))
             return
         if done and self._writing:
-            self._loop.remove_writer(self._sock)
+            self._watcher.remove_writer(self._sock)
         elif not done and not self._writing:
-            self._loop.add_writer(self._sock, self._flush)
+            self._watcher.add_writer(self._sock, self._flush)
         self._writing = not done
 
     # -- in ------------------------------------------------------------------------------------------------
@@ -360,9 +363,9 @@ class Client:
     def _close_socket(self) -> None:
         if self._sock.fileno() < 0:
             return
-        self._loop.remove_reader(self._sock)
+        self._watcher.remove_reader(self._sock)
         if self._writing:
-            self._loop.remove_writer(self._sock)
+            self._watcher.remove_writer(self._sock)
             self._writing = False
         self._sock.close()
         self._out.clear()
@@ -399,16 +402,17 @@ class Client:
 class _Connecting:
     """What connect() returns: to be awaited, or entered with `async with`."""
 
-    def __init__(self, uri: NbdUri, in_flight_max: int) -> None:
+    def __init__(self, uri: NbdUri, in_flight_max: int, tls: TlsCredentials | None) -> None:
         self._uri = uri
+        self._tls = tls
         self._in_flight_max = in_flight_max
         self._client: Client | None = None
 
     def __await__(self) -> Generator[object, None, Client]:
-        return _open(self._uri, self._in_flight_max).__await__()
+        return _open(self._uri, self._in_flight_max, self._tls).__await__()
 
     async def __aenter__(self) -> Client:
-        self._client = await _open(self._uri, self._in_flight_max)
+        self._client = await _open(self._uri, self._in_flight_max, self._tls)
         return self._client
 
     async def __aexit__(
@@ -418,35 +422,50 @@ class _Connecting:
         await self._client.close()
 
 
-def connect(uri: str | NbdUri, *, in_flight_max: int = IN_FLIGHT_MAX) -> _Connecting:
+def connect(
+    uri: str | NbdUri, *, in_flight_max: int = IN_FLIGHT_MAX, tls: TlsCredentials | None = None
+) -> _Connecting:
     """Connect to an export: `await connect(uri)`, or `async with connect(uri) as client`.
 
     ValueError for what is no NBD URI; when awaited, OSError if nobody listens, BlockError if the server refuses
     (ENOENT: no such export), PeerError if it is no NBD server or a broken one. There is no time limit in it:
     use asyncio.timeout(). in_flight_max: requests beyond wait in line.
+
+    With an nbds URI, or tls= (which goes before what the URI says of credentials), there is TLS or no connection:
+    UsageError for credentials that cannot be used, BlockError if the server has no TLS, PeerError if the two do not
+    come to terms or the server is not who it should be.
     """
     if in_flight_max < 1:
         raise UsageError(f"in_flight_max={in_flight_max}: there must be room for one request")
-    return _Connecting(parse_uri(uri) if isinstance(uri, str) else uri, in_flight_max)
+    return _Connecting(parse_uri(uri) if isinstance(uri, str) else uri, in_flight_max, tls)
 
 
-async def _open(uri: NbdUri, in_flight_max: int) -> Client:
+async def _open(uri: NbdUri, in_flight_max: int, tls: TlsCredentials | None) -> Client:
     loop = asyncio.get_running_loop()
-    sock = await _connected(loop, uri)
+    if tls is None and uri.tls:
+        tls = TlsCredentials.of_uri(uri)
+    hostname = uri.tls_hostname or (uri.host if uri.socket is None else None)
+    tls_context = tls.client_context(check_hostname=hostname is not None) if tls is not None else None
+    sock: Wire = await _connected(loop, uri)
     try:
-        handshake = ClientHandshake(uri.export)
+        handshake = ClientHandshake(uri.export, tls=tls_context is not None)
         while True:
-            data = await loop.sock_recv(sock, _RECEIVE_BYTES)
+            data = await receive(loop, sock, _RECEIVE_BYTES)
             if not data:
                 raise ConnectionLost(f"the server hung up during the handshake for export {uri.export!r}")
             handshake.feed(data)
             while (turn := handshake.next_turn()) is not None:
                 if isinstance(turn.end, Refused):
                     with contextlib.suppress(OSError):  # the server may have hung up with its refusal
-                        await loop.sock_sendall(sock, turn.data)
+                        await send_all(loop, sock, turn.data)
                     raise _refusal(uri, turn.end)
+                if turn.starttls:
+                    assert tls_context is not None
+                    assert not isinstance(sock, TlsSocket)
+                    sock = wire = TlsSocket(sock, tls_context, server_side=False, hostname=hostname)
+                    await wire.handshake(loop)
                 if turn.data:
-                    await loop.sock_sendall(sock, turn.data)
+                    await send_all(loop, sock, turn.data)
                 if turn.end is not None:
                     return Client(sock, turn.end.info, turn.end.leftover, in_flight_max=in_flight_max)
     except BaseException:

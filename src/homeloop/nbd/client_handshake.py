@@ -1,8 +1,9 @@
 """The client's side of the NBD handshake: bytes in, one turn at a time out.
 
-EXTENDED_HEADERS, else STRUCTURED_REPLY, and where the server has either, SET_META_CONTEXT for base:allocation (SR3,
-BS1); whatever comes of them, then GO with the information this client can honour, and EXPORT_NAME when the server
-does not know GO (EN2, IN11). No TLS. Driven as handshake.py is; PeerError when the server breaks the protocol.
+STARTTLS first if there is to be TLS (T10). Then EXTENDED_HEADERS, else STRUCTURED_REPLY, and where the server has
+either, SET_META_CONTEXT for base:allocation (SR3, BS1); whatever comes of them, then GO with the information this
+client can honour, and EXPORT_NAME when the server does not know GO (EN2, IN11). Driven as handshake.py is; PeerError
+when the server breaks the protocol.
 """
 
 from __future__ import annotations
@@ -86,10 +87,12 @@ class ClientTurn:
 
     data: bytes = b""
     end: Entered | Refused | None = None
+    starttls: bool = False  # before the data are sent, shake hands for TLS: what is fed from here on came through it
 
 
 class _Waiting(Enum):
     GREETING = "greeting"
+    STARTTLS_REPLY = "reply to STARTTLS"
     EXTENDED_REPLY = "reply to EXTENDED_HEADERS"
     STRUCTURED_REPLY = "reply to STRUCTURED_REPLY"
     SET_META_REPLY = "reply to SET_META_CONTEXT"
@@ -99,9 +102,10 @@ class _Waiting(Enum):
 
 
 class ClientHandshake:
-    """One handshake for one export. Not for two threads at once."""
+    """One handshake for one export. Not for two threads at once. tls: with TLS, or not at all."""
 
-    def __init__(self, export_name: str) -> None:
+    def __init__(self, export_name: str, *, tls: bool = False) -> None:
+        self._tls = tls
         self._name = pack_string(export_name, "export name")
         self._buffer = bytearray()
         self._waiting = _Waiting.GREETING
@@ -133,6 +137,8 @@ class ClientHandshake:
         match self._waiting:
             case _Waiting.GREETING:
                 return self._take_greeting()
+            case _Waiting.STARTTLS_REPLY:
+                return self._take_starttls_reply()
             case _Waiting.EXTENDED_REPLY:
                 return self._take_headers_reply(Option.EXTENDED_HEADERS)
             case _Waiting.STRUCTURED_REPLY:
@@ -163,8 +169,24 @@ class ClientHandshake:
         if offered & HandshakeFlag.NO_ZEROES:
             self._no_zeroes = True
             flags |= ClientFlag.NO_ZEROES
+        if self._tls:
+            self._waiting = _Waiting.STARTTLS_REPLY
+            return ClientTurn(CLIENT_FLAGS.pack(flags) + _option(Option.STARTTLS, b""))
         self._waiting = _Waiting.EXTENDED_REPLY
         return ClientTurn(CLIENT_FLAGS.pack(flags) + _option(Option.EXTENDED_HEADERS, b""))
+
+    def _take_starttls_reply(self) -> ClientTurn | None:
+        if (reply := self._take_option_reply(Option.STARTTLS)) is None:
+            return None
+        kind, data = reply
+        if kind & REPLY_ERROR:
+            return self._left(kind, b"no TLS: " + data)  # T10
+        if kind != OptionReply.ACK:
+            raise PeerError(f"reply type {kind} to STARTTLS")
+        if self._buffer:  # T14: from anybody on the way, and to be read as if it came from the server
+            raise PeerError(f"{len(self._buffer)} bytes in clear behind the reply to STARTTLS")
+        self._waiting = _Waiting.EXTENDED_REPLY
+        return ClientTurn(_option(Option.EXTENDED_HEADERS, b""), starttls=True)
 
     def _take_headers_reply(self, asked: Option) -> ClientTurn | None:
         """Of EXTENDED_HEADERS, and of STRUCTURED_REPLY where there are none."""

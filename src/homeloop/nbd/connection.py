@@ -18,7 +18,6 @@ A request that has begun is always run to its end; when nobody is there to take 
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from enum import Enum
@@ -44,6 +43,7 @@ from homeloop.nbd.protocol import (
     wire_errno,
 )
 from homeloop.nbd.sending import SendQueue
+from homeloop.nbd.tls import Watcher, Wire, watcher_of
 from homeloop.nbd.transmission import Request, RequestReader
 
 __all__ = ["Connection", "ConnectionLimits", "ConnectionStatistics", "Spawn"]
@@ -123,7 +123,7 @@ class Connection:
 
     def __init__(
         self,
-        sock: socket.socket,
+        sock: Wire,
         device: Device,
         *,
         peer: str,
@@ -149,6 +149,7 @@ class Connection:
 
         # Home thread only, all of them.
         self._loop: asyncio.AbstractEventLoop | None = None  # from start() on
+        self._watcher: Watcher | None = None  # likewise
         self._state = _State.NEW
         self._error: BaseException | None = None  # what on_closed() will be told
         # Z9: up to 32 MiB a payload is taken even if we would answer it with EINVAL.
@@ -183,6 +184,7 @@ class Connection:
         if self._state is not _State.NEW:  # shutdown() or abort() came first
             return
         self._loop = asyncio.get_running_loop()
+        self._watcher = watcher_of(self._loop, self._sock)
         self._enter(_State.OPEN)
         if not leftover:
             self._read_more()
@@ -241,6 +243,9 @@ class Connection:
             return False
         except OSError:
             self._close_socket()  # reset: nobody is left to answer
+            return False
+        except PeerError as error:  # of TLS
+            self._close_socket(error)
             return False
         if not count:
             # Closed, or only its sending half: what it still takes it gets. In the middle of a request or not,
@@ -509,7 +514,7 @@ class Connection:
             return
         if not done:
             self._writing = True
-            self._home().add_writer(self._sock, self._on_writable)
+            self._watch().add_writer(self._sock, self._on_writable)
 
     def _on_writable(self) -> None:
         try:
@@ -528,6 +533,10 @@ class Connection:
         assert self._loop is not None, "not started"
         return self._loop
 
+    def _watch(self) -> Watcher:
+        assert self._watcher is not None, "not started"
+        return self._watcher
+
     def _enter(self, new: _State) -> None:
         assert new in _NEXT[self._state], f"{self._state.name} -> {new.name}"
         self._state = new
@@ -535,17 +544,17 @@ class Connection:
     def _read_more(self) -> None:
         if not self._reading:
             self._reading = True
-            self._home().add_reader(self._sock, self._on_readable)
+            self._watch().add_reader(self._sock, self._on_readable)
 
     def _read_no_more(self) -> None:
         if self._reading:
             self._reading = False
-            self._home().remove_reader(self._sock)
+            self._watch().remove_reader(self._sock)
 
     def _write_no_more(self) -> None:
         if self._writing:
             self._writing = False
-            self._home().remove_writer(self._sock)
+            self._watch().remove_writer(self._sock)
 
     def _stop_requests(self) -> None:
         """No new requests; what has been received and not begun is forgotten."""

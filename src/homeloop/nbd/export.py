@@ -62,6 +62,7 @@ class Export:
         number: int = 0,
         description: str = "",
         read_only: bool = False,
+        tls_only: bool = False,
         payload_bytes_max: int,
     ) -> None:
         """Raises ValueError for a name or description that the protocol cannot carry (H9).
@@ -84,6 +85,7 @@ class Export:
             block_size_minimum=device.block_size.minimum,
             block_size_preferred=device.block_size.preferred,
             payload_bytes_max=min(device.block_size.maximum, payload_bytes_max),
+            tls_only=tls_only,
         )
         # The server's context only, from here on.
         self.connections: set[Connection] = set()  # handed over to `context` and not yet reported as closed

@@ -5,12 +5,12 @@
     handshake.feed(received)
     while (turn := handshake.next_turn()) is not None:
         send(turn.data)                     # may be empty
+        if turn.starttls: ...               # after its data: shake hands for TLS, go on in that
         if turn.end is not None: ...        # Negotiated: transmission begins; Ended: hang up
 
 One option is one turn, so that who drives this can send (and wait for a slow client) between two of them: a
 16-byte LIST may have an answer of a hundred kilobytes. Held at any time: what the caller fed and did not yet
-drain by next_turn(), and at most one option's data. No sockets, clock or asyncio here. NOTLS mode: STARTTLS is
-answered ERR_UNSUP, as any unknown option is.
+drain by next_turn(), and at most one option's data. No sockets, clock or asyncio here.
 
 Source: doc/proto.md, "Handshake phase"; the ids (H4, EN1...) are those of the test names.
 """
@@ -20,6 +20,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Final
 
 from homeloop.errors import PeerError
@@ -46,7 +47,17 @@ from homeloop.nbd.protocol import (
     unpack_string,
 )
 
-__all__ = ["Agreed", "Ended", "ExportInfo", "Handshake", "HandshakeLimits", "Negotiated", "Turn", "find_export"]
+__all__ = [
+    "Agreed",
+    "Ended",
+    "ExportInfo",
+    "Handshake",
+    "HandshakeLimits",
+    "Negotiated",
+    "TlsMode",
+    "Turn",
+    "find_export",
+]
 
 _U32: Final = struct.Struct(">I")
 _U16: Final = struct.Struct(">H")
@@ -61,6 +72,14 @@ _CLIENT_FLAGS_KNOWN: Final = int(ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROE
 _WITH_DATA: Final = frozenset({Option.INFO, Option.GO, Option.LIST_META_CONTEXT, Option.SET_META_CONTEXT})
 
 
+class TlsMode(Enum):
+    """What a server makes of TLS: the same for the life of a connection (T1)."""
+
+    NONE = "NOTLS"  # STARTTLS is an option like any unknown one (T2)
+    SELECTIVE = "SELECTIVETLS"  # some exports need it (T6)
+    REQUIRED = "FORCEDTLS"  # nothing goes without (T5)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportInfo:
     """What a client may learn of an export: a value, checked by who made it (strings: H9, sizes: Z1)."""
@@ -73,6 +92,7 @@ class ExportInfo:
     block_size_minimum: int = 1
     block_size_preferred: int = 4096
     payload_bytes_max: int = 1 << 25
+    tls_only: bool = False  # not for clients without TLS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +135,7 @@ class Turn:
 
     data: bytes = b""
     end: Negotiated | Ended | None = None
+    starttls: bool = False  # send the data, then shake hands for TLS: what is fed from here on came through it
 
 
 class _Refused(Exception):
@@ -137,8 +158,16 @@ def find_export(exports: Mapping[str, ExportInfo], name: str) -> ExportInfo | No
 class Handshake:
     """One client's handshake. Not for two threads at once; when next_turn() raises PeerError it is over."""
 
-    def __init__(self, exports: Mapping[str, ExportInfo], *, limits: HandshakeLimits | None = None) -> None:
+    def __init__(
+        self,
+        exports: Mapping[str, ExportInfo],
+        *,
+        limits: HandshakeLimits | None = None,
+        tls: TlsMode = TlsMode.NONE,
+    ) -> None:
         self._exports = exports  # the owner's, live: may change between two turns
+        self._tls = tls
+        self._secure = False  # what is fed came through TLS
         self._limits = limits if limits is not None else HandshakeLimits()
         self._buffer = bytearray()  # received, not yet used
         self._client_flags: ClientFlag | None = None  # None until the client has sent them
@@ -250,6 +279,10 @@ class Handshake:
         try:
             if self.shutting_down:
                 raise _Refused(OptionReply.ERR_SHUTDOWN, "this server is shutting down")
+            if number == Option.STARTTLS and self._tls is not TlsMode.NONE:
+                return self._starttls(length)
+            if self._tls is TlsMode.REQUIRED and not self._secure:
+                raise _Refused(OptionReply.ERR_TLS_REQD, "this server is for TLS only: STARTTLS comes first")
             if number == Option.LIST:
                 return Turn(self._list(length))
             if number in (Option.STRUCTURED_REPLY, Option.EXTENDED_HEADERS):
@@ -268,15 +301,36 @@ class Handshake:
         except _Refused as refusal:
             return Turn(_reply(number, refusal.reply, refusal.text.encode()))
 
+    def _starttls(self, length: int) -> Turn:
+        if self._secure or length:
+            text = f"STARTTLS carries {length} bytes of data, it has none" if length else "this is TLS already"
+            raise _Refused(OptionReply.ERR_INVALID, text)
+        if self._buffer:
+            # T14: sent in clear by anybody on the way, and to be read as if it came from the client.
+            raise PeerError(f"{len(self._buffer)} bytes in clear behind STARTTLS")
+        # O9: whoever it was who asked for these.
+        self._structured = self._extended = False
+        self._allocation_of = None
+        self._secure = True
+        return Turn(_reply(Option.STARTTLS, OptionReply.ACK), starttls=True)
+
+    def _is_closed(self, export: ExportInfo) -> bool:
+        """Whether it is only for clients with TLS, and this is none (yet)."""
+        return export.tls_only and not self._secure
+
     def _export_name(self, data: bytes) -> Turn:
         name = unpack_string(data, "export name")
         if self.shutting_down:
             return Turn(b"", Ended("EXPORT_NAME while shutting down"))
+        if self._tls is TlsMode.REQUIRED and not self._secure:
+            return Turn(b"", Ended("EXPORT_NAME before STARTTLS"))
         export = find_export(self._exports, name)
         if self._extended:  # X-1
             return Turn(b"", Ended("EXPORT_NAME after extended headers were agreed"))
         if export is None:  # EN1: there is no reply that would say so
             return Turn(b"", Ended(f"EXPORT_NAME asks for export {name!r}, which does not exist"))
+        if self._is_closed(export):
+            return Turn(b"", Ended(f"EXPORT_NAME asks for export {name!r} without TLS"))
         answer = EXPORT_NAME_REPLY.pack(export.size, self._flags(export))
         assert self._client_flags is not None
         if ClientFlag.NO_ZEROES not in self._client_flags:
@@ -300,6 +354,8 @@ class Handshake:
             raise _Refused(OptionReply.ERR_INVALID, f"LIST carries {length} bytes of data, it has none")
         replies = bytearray()
         for export in self._exports.values():
+            if self._is_closed(export):
+                continue
             name = export.name.encode()
             replies += _reply(
                 Option.LIST, OptionReply.SERVER, _U32.pack(len(name)) + name + export.description.encode()
@@ -311,6 +367,8 @@ class Handshake:
         export = find_export(self._exports, name)
         if export is None:
             raise _Refused(OptionReply.ERR_UNKNOWN, f"there is no export named {name[:256]!r}")
+        if self._is_closed(export):
+            raise _Refused(OptionReply.ERR_TLS_REQD, f"export {export.name[:256]!r} is for TLS only")
         replies = [INFO_EXPORT.pack(Info.EXPORT, export.size, self._flags(export))]
         if Info.NAME in wanted:
             replies.append(_U16.pack(Info.NAME) + export.name.encode())
@@ -337,6 +395,8 @@ class Handshake:
         export = find_export(self._exports, name)
         if export is None:
             raise _Refused(OptionReply.ERR_UNKNOWN, f"there is no export named {name[:256]!r}")
+        if self._is_closed(export):  # T6: TLS_REQD is for INFO and GO
+            raise _Refused(OptionReply.ERR_POLICY, f"export {export.name[:256]!r} is for TLS only")
         if number == Option.SET_META_CONTEXT:
             matches, context_id = BASE_ALLOCATION in queries, _ALLOCATION_ID
             self._allocation_of = export if matches else None

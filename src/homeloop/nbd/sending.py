@@ -8,10 +8,10 @@ MiB/s where this reaches 2500.
 from __future__ import annotations
 
 import os
-import socket
-from typing import Final, TypeAlias
+from collections.abc import Sequence
+from typing import Final, Protocol, TypeAlias
 
-__all__ = ["PIECES_MAX", "BytesLike", "SendQueue"]
+__all__ = ["PIECES_MAX", "BytesLike", "SendQueue", "Sender"]
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
 
@@ -24,6 +24,13 @@ def _pieces_max() -> int:
 
 
 PIECES_MAX: Final = _pieces_max()  # of one sendmsg()
+
+
+class Sender(Protocol):
+    """A socket, or what sends like one."""
+
+    def sendmsg(self, buffers: Sequence[BytesLike], /) -> int:
+        """Return how many bytes were taken."""
 
 
 class SendQueue:
@@ -44,7 +51,7 @@ class SendQueue:
         self.pieces.append(piece)
         self.unsent_bytes += len(piece)
 
-    def send(self, sock: socket.socket) -> bool:
+    def send(self, sock: Sender) -> bool:
         """Hand over what the kernel takes now; True if that was all. Raises OSError as sendmsg() does."""
         pieces = self.pieces
         while pieces:

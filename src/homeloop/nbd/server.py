@@ -24,11 +24,13 @@ from homeloop.block.device import Device
 from homeloop.core.context import AioContext
 from homeloop.core.coroutine import Coroutine
 from homeloop.core.starting import start_now
-from homeloop.errors import PeerError, WrongState, WrongThread
+from homeloop.errors import PeerError, UsageError, WrongState, WrongThread
 from homeloop.nbd.connection import Connection, ConnectionLimits
+from homeloop.nbd.credentials import TlsCredentials
 from homeloop.nbd.export import Export, ExportStatistics, Offers
-from homeloop.nbd.handshake import Ended, Handshake, HandshakeLimits, Negotiated
+from homeloop.nbd.handshake import Ended, Handshake, HandshakeLimits, Negotiated, TlsMode, find_export
 from homeloop.nbd.listening import Listener, listen_tcp, listen_unix, peer_name
+from homeloop.nbd.tls import TlsSocket, Wire, receive, send_all
 from homeloop.nbd.uri import NbdUri, format_uri
 
 __all__ = ["Server", "ServerLimits", "ServerStatistics"]
@@ -77,17 +79,34 @@ class _Newcomer:
 
     number: int
     peer: str
-    sock: socket.socket  # ours until it is handed over
+    wire: Wire  # ours until it is handed over
     handshake: Handshake
     running: Coroutine[None] | None = None
     handed_over: bool = False
 
 
 class Server:
-    """An NBD server. Made anywhere; its methods are for the home thread of `context`, unless they say otherwise."""
+    """An NBD server. Made anywhere; its methods are for the home thread of `context`, unless they say otherwise.
 
-    def __init__(self, context: AioContext, *, limits: ServerLimits | None = None, name: str = "nbd") -> None:
+    tls: what clients with TLS are met with; None: there is none. tls_required: no client is served without; False:
+    those that do not ask for it see the exports that are not `tls_only`.
+    """
+
+    def __init__(
+        self,
+        context: AioContext,
+        *,
+        limits: ServerLimits | None = None,
+        name: str = "nbd",
+        tls: TlsCredentials | None = None,
+        tls_required: bool = True,
+    ) -> None:
+        """Reads the credentials' files: UsageError for one that cannot be used."""
         self.name = name
+        self._tls = tls.server_context() if tls is not None else None
+        self._tls_mode = TlsMode.NONE
+        if tls is not None:
+            self._tls_mode = TlsMode.REQUIRED if tls_required else TlsMode.SELECTIVE
         self._context = context
         self._limits = limits if limits is not None else ServerLimits()
         # The server's context only, all of them.
@@ -146,7 +165,15 @@ class Server:
                 raise WrongState(f"server {self.name} does not listen")
             listener = self._listeners[0]
         at = listener.uri
-        return format_uri(NbdUri(socket=at.socket, host=at.host, port=at.port, export=export))
+        return format_uri(
+            NbdUri(socket=at.socket, host=at.host, port=at.port, export=export, tls=self._needs_tls(export))
+        )
+
+    def _needs_tls(self, export: str) -> bool:
+        if self._tls_mode is not TlsMode.SELECTIVE:
+            return self._tls_mode is TlsMode.REQUIRED
+        found = find_export(self._offers, export)
+        return found is not None and found.tls_only
 
     def _watch(self, listener: Listener) -> None:
         if not self._closing:
@@ -182,8 +209,8 @@ class Server:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         else:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        handshake = Handshake(self._offers, limits=self._limits.handshake)
-        newcomer = _Newcomer(number=number, peer=peer, sock=sock, handshake=handshake)
+        handshake = Handshake(self._offers, limits=self._limits.handshake, tls=self._tls_mode)
+        newcomer = _Newcomer(number=number, peer=peer, wire=sock, handshake=handshake)
         self._newcomers[number] = newcomer
         newcomer.running = self._context.spawn(self._shake_hands(newcomer))
         newcomer.running.add_done_callback(functools.partial(self._left_handshake, newcomer))
@@ -194,9 +221,9 @@ class Server:
         peer = newcomer.peer
         try:
             async with asyncio.timeout(self._limits.handshake_s):
-                end = await self._negotiate(newcomer.sock, newcomer.handshake)
+                end = await self._negotiate(newcomer)
             if isinstance(end, Negotiated):
-                newcomer.handed_over = self._hand_over(peer, newcomer.sock, end)
+                newcomer.handed_over = self._hand_over(peer, newcomer.wire, end)
             elif end is not None and end.reason:
                 logger.warning("%s: %s: %s", self.name, peer, end.reason)
         except TimeoutError:
@@ -214,31 +241,40 @@ class Server:
     def _left_handshake(self, newcomer: _Newcomer, _running: object) -> None:
         """Also called for a coroutine that was cancelled before its first step."""
         if not newcomer.handed_over:
-            newcomer.sock.close()
+            newcomer.wire.close()
         del self._newcomers[newcomer.number]
         self._client_left.set()
 
-    async def _negotiate(self, sock: socket.socket, handshake: Handshake) -> Negotiated | Ended | None:
+    async def _negotiate(self, newcomer: _Newcomer) -> Negotiated | Ended | None:
         """Talk until the client has chosen, or left (None: without a word)."""
-        loop = self._context.loop
-        await loop.sock_sendall(sock, handshake.greeting())
-        while data := await loop.sock_recv(sock, _RECEIVE_BYTES):
+        loop, handshake = self._context.loop, newcomer.handshake
+        await send_all(loop, newcomer.wire, handshake.greeting())
+        while data := await receive(loop, newcomer.wire, _RECEIVE_BYTES):
             handshake.feed(data)
             while (turn := handshake.next_turn()) is not None:
                 if turn.data:
-                    await loop.sock_sendall(sock, turn.data)
+                    await send_all(loop, newcomer.wire, turn.data)
+                if turn.starttls:
+                    await self._start_tls(newcomer)
                 if turn.end is not None:
                     return turn.end
         return None
 
-    def _hand_over(self, peer: str, sock: socket.socket, end: Negotiated) -> bool:
+    async def _start_tls(self, newcomer: _Newcomer) -> None:
+        """Shake hands for TLS, within the time of the whole handshake; PeerError ends the session (T4)."""
+        assert self._tls is not None, "STARTTLS without credentials"
+        assert not isinstance(newcomer.wire, TlsSocket), "STARTTLS twice"
+        newcomer.wire = wire = TlsSocket(newcomer.wire, self._tls, server_side=True)
+        await wire.handshake(self._context.loop)
+
+    def _hand_over(self, peer: str, wire: Wire, end: Negotiated) -> bool:
         """Give the client to its export's home; False if that is not possible any more."""
         export = self._exports.get(end.export.name)
         if export is None or export.number != end.export.number:
             return False  # removed while the client was told of it
         context = export.context
         connection = Connection(
-            sock,
+            wire,
             export.device,
             peer=peer,
             spawn=functools.partial(start_now, context),
@@ -283,8 +319,11 @@ class Server:
         *,
         description: str = "",
         read_only: bool = False,
+        tls_only: bool = False,
     ) -> Export:
         """Offer a device under a name; its requests run in `context` (None: the server's own).
+
+        tls_only: to clients with TLS; UsageError if the server has no credentials for that.
 
         The device stays the caller's, to be closed after remove_export() or close(). ValueError for a name
         that the protocol cannot carry, WrongState if the name is taken.
@@ -294,6 +333,8 @@ class Server:
             raise WrongState(f"server {self.name} is closed")
         if name in self._exports:
             raise WrongState(f"server {self.name} has an export named {name!r} already")
+        if tls_only and self._tls is None:
+            raise UsageError(f"export {name!r} is for TLS only, and server {self.name} has no TLS credentials")
         export = Export(
             name,
             device,
@@ -301,6 +342,7 @@ class Server:
             number=next(self._export_numbers),
             description=description,
             read_only=read_only,
+            tls_only=tls_only,
             payload_bytes_max=self._limits.connection.payload_bytes_max,
         )
         self._exports[name] = export

@@ -18,6 +18,7 @@ from homeloop.block.device import Device
 from homeloop.block.driver import Driver
 from homeloop.core.context import AioContext
 from homeloop.core.iothread import IOThread
+from homeloop.nbd.credentials import TlsCredentials
 from homeloop.nbd.server import Server, ServerLimits
 
 __all__ = ["serve"]
@@ -34,13 +35,15 @@ async def serve(
     read_only: bool = False,
     description: str = "",
     limits: ServerLimits | None = None,
+    tls: TlsCredentials | None = None,
 ) -> AsyncIterator[str]:
     """Serve a device, or a driver, for the block; the value is its NBD URI. From a coroutine of any context.
 
     socket: a unix socket's path; listen: (host, port), port 0 for a free one; neither: a unix socket in a
     private temporary directory, which is removed in the end. iothread: where the requests run. True makes an
-    IOThread for it, a running IOThread is used, False is here. In the end requests in flight are finished and
-    a driver is flushed and closed; a Device that was handed in stays open, it is the caller's.
+    IOThread for it, a running IOThread is used, False is here. tls: no client is served without TLS; the URI
+    is an nbds one then. In the end requests in flight are finished and a driver is flushed and closed; a Device that
+    was handed in stays open, it is the caller's.
     """
     if socket is not None and listen is not None:
         raise ValueError("serve() takes socket= or listen=, not both")
@@ -61,7 +64,7 @@ async def serve(
             directory = tempfile.mkdtemp(prefix="homeloop-")  # mode 0700: for this user only
             stack.callback(shutil.rmtree, directory, ignore_errors=True)
             where = os.path.join(directory, "nbd.sock")
-        server = Server(here, limits=limits)
+        server = Server(here, limits=limits, tls=tls)
         stack.push_async_callback(server.close)
         await server.add_export(name, device, home, description=description, read_only=read_only)
         yield await server.listen(where, export=name)
