@@ -200,6 +200,35 @@ def test_size_makes_an_image(running_server: Server, tmp_path: Path) -> None:
     assert image.read_bytes() == b"\x01" * 3 * MIB
 
 
+def test_filters(running_server: Server, tmp_path: Path) -> None:
+    """A copy-on-write layer over an image that nobody may change, and a window on it."""
+    image = tmp_path / "image"
+    image.write_bytes(b"old" * 4096)
+    image.chmod(0o400)
+    server, uri = running_server(str(image), "--filter", "offset:offset=3k", "--filter", "cow:cluster=512")
+
+    async def use() -> None:
+        async with asyncio.timeout(LIMIT_S), connect(uri) as client:
+            assert client.size == 3 * 4096 - 3072
+            await client.write(0, b"new")
+            assert bytes(await client.read(0, 6)) == b"newold"
+
+    run(use())
+    assert server.end(signal.SIGTERM) == 0
+    assert image.read_bytes() == b"old" * 4096
+
+
+def test_a_filter_that_makes_no_sense(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    done = subprocess.run(
+        [sys.executable, "-m", "homeloop", "serve", "--size", "1M", "--filter", "delay:reed=1", str(image)],
+        env=environment(), capture_output=True, text=True, timeout=LIMIT_S, check=False,
+    )
+    assert done.returncode != 0
+    assert "'reed=1' is no option of delay" in done.stderr
+    assert not image.exists()
+
+
 def test_read_only(running_server: Server, tmp_path: Path) -> None:
     """A file without write permission can be served so; the client is told, and writing fails."""
     image = tmp_path / "disk.img"

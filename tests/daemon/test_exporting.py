@@ -111,6 +111,28 @@ def test_from_start_to_end(tmp_path: Path) -> None:
         run(open_again.close())
 
 
+def test_filters_of_an_export(tmp_path: Path) -> None:
+    """The last is what clients see; under a copy-on-write layer the image is only read; what does not fit lets go."""
+    image = tmp_path / "image"
+    image.write_bytes(b"i" * 8192)
+
+    async def main() -> None:
+        async with Daemon() as daemon:
+            source = str(image)
+            with pytest.raises(UsageError, match="filter 'offset:offset=1M'"):
+                await daemon.add_export(ExportConfig(source=source, name="a", filters=("delay", "offset:offset=1M")))
+            over = await daemon.add_export(ExportConfig(source=source, name="b", filters=("cow", "offset:offset=4k")))
+            same = await daemon.add_export(ExportConfig(source=source, name="c", filters=("cow",), read_only=True))
+            assert (over.device.size, over.device.can_write, same.device.can_write) == (4096, True, False)
+            await daemon.listen(ListenConfig(socket=str(tmp_path / "s")))
+            async with connect(daemon.server.uri("b")) as client:
+                await client.write(0, b"changed")
+                assert bytes(await client.read(0, 8)) == b"changedi"
+
+    within_limit(main())
+    assert image.read_bytes() == b"i" * 8192
+
+
 def test_exports_are_dealt_in_turn(drivers: dict[str, Any]) -> None:
     """And each device is asked, flushed and closed at home, in its IOThread."""
     notes: list[str] = []

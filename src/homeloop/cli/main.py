@@ -90,6 +90,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--read-only", action="store_true", help="refuse every change")
     command.add_argument(
+        "--filter", action="append", default=[], metavar="NAME:OPTION=VALUE,...",
+        help="put a filter over each device, such as delay:read=5ms; the last is what clients see (docs/filters.md)",
+    )
+    command.add_argument(
         "--size", type=_size, metavar="SIZE",
         help="make the image if it is missing, with so many bytes; k, M, G and T are powers of 1024",
     )

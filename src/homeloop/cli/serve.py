@@ -9,6 +9,7 @@ import re
 import shlex
 import time
 
+from homeloop.block.filters.specs import parse_filter
 from homeloop.block.opening import default_name
 from homeloop.cli.ending import Ending
 from homeloop.cli.words import amount, plural, screen
@@ -53,6 +54,9 @@ def export_configs(options: argparse.Namespace) -> list[ExportConfig]:
     """What is to be served, under which names."""
     if options.name is not None and len(options.source) > 1:
         raise UsageError(f"--name is for one SOURCE, and there are {len(options.source)}")
+    filters = tuple(options.filter)
+    for text in filters:
+        parse_filter(text)              # before anything is opened
     configs: dict[str, ExportConfig] = {}
     for source in options.source:
         name = options.name
@@ -63,7 +67,9 @@ def export_configs(options: argparse.Namespace) -> list[ExportConfig]:
                 f"{configs[name].source!r} and {source!r} would both be named {name!r}: "
                 "serve them separately, with --name"
             )
-        configs[name] = ExportConfig(source=source, name=name, read_only=options.read_only, size=options.size)
+        configs[name] = ExportConfig(
+            source=source, name=name, read_only=options.read_only, size=options.size, filters=filters
+        )
     return list(configs.values())
 
 

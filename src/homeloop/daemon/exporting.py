@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from homeloop.block.device import Device
+from homeloop.block.filters.specs import apply_filters, parse_filter
 from homeloop.block.opening import open_device
 from homeloop.core.context import AioContext
 from homeloop.core.iothread import IOThread
@@ -39,6 +40,7 @@ class ExportConfig:
     read_only: bool = False
     size: int | None = None         # bytes; of an image that is made if it is missing
     description: str = ""
+    filters: tuple[str, ...] = ()   # what apply_filters() takes; the last is what clients see
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,18 +198,25 @@ class Daemon:
 
 
 async def _open(config: ExportConfig, iothread: IOThread) -> Device:
-    """Open a device in a worker; cancelled, it is closed again."""
+    """Open a device in a worker; cancelled, or with a filter that does not fit, it is closed again."""
     opened: list[Device] = []
+    filters = [parse_filter(text) for text in config.filters]
+    # Nothing is written through it: so others may read the image meanwhile, and it may be one that we may not write.
+    covered = any(spec.name == "cow" for spec in filters)
+    if covered and config.read_only:
+        filters.append(parse_filter("readonly"))
 
     def opening() -> None:
-        device = open_device(
-            config.source, read_only=config.read_only, size=config.size, create=config.size is not None
+        read_only = config.read_only or covered
+        opened.append(
+            open_device(config.source, read_only=read_only, size=config.size, create=config.size is not None)
         )
-        opened.append(device)
+        for spec in filters:
+            opened[0] = apply_filters(opened[0], [spec])    # one by one: what is here by now is closed if one fails
 
     try:
         await to_worker(opening)
-    except asyncio.CancelledError:
+    except BaseException:
         for device in opened:
             await iothread.run(device.close())
         raise

@@ -1,0 +1,53 @@
+"""One partition of a disk, as a device of its own."""
+
+from __future__ import annotations
+
+from asyncio import iscoroutine
+
+from homeloop.block.device import Device
+from homeloop.block.driver import Driver
+from homeloop.block.filters.offset import Offset
+from homeloop.block.filters.tables import Found, find_partitions
+from homeloop.errors import UsageError
+
+__all__ = ["Partition", "partitions_of"]
+
+
+class Partition(Offset):
+    """The window that a partition is. Made by `await Partition.find(driver, number)`."""
+
+    def __init__(self, driver: Driver | Device, found: Found) -> None:
+        super().__init__(driver, found.offset, found.size)
+        self.number = found.number
+        self.table = found.table
+
+    @classmethod
+    async def find(cls, driver: Driver | Device, number: int) -> Partition:
+        """Read the partition table and take the partition of that number, as Linux counts: /dev/sda5 is 5.
+
+        Raises UsageError for a table that is wrong, or has no such partition; BlockError if it cannot be read. The
+        driver is the caller's still, then.
+        """
+        device = driver if isinstance(driver, Device) else Device(driver)
+        found = {partition.number: partition for partition in await partitions_of(device)}
+        if number not in found:
+            there = ", ".join(map(str, found)) or "none at all"
+            raise UsageError(f"the device has no partition {number}, but {there}")
+        return cls(device, found[number])
+
+
+async def partitions_of(device: Device) -> list[Found]:
+    """Read a device's MBR or GPT. UsageError for a table that is wrong; BlockError if it cannot be read."""
+    reading = find_partitions(device.size)
+    granule = device.block_size.minimum
+    try:
+        offset, length = next(reading)
+        while True:
+            # Whole blocks, whatever they are.
+            start = offset - offset % granule
+            stop = -(-(offset + length) // granule) * granule
+            answer = device.read(start, min(stop, device.size) - start)
+            data = await answer if iscoroutine(answer) else answer
+            offset, length = reading.send(bytes(data[offset - start : offset - start + length]))
+    except StopIteration as end:
+        return end.value                                                                            # type: ignore[no-any-return]
