@@ -2,7 +2,8 @@
 
 from homeloop.nbd.client import Client, connect
 from homeloop.nbd.credentials import TlsCredentials
+from homeloop.nbd.reconnecting import ReconnectingClient
 from homeloop.nbd.server import Server, ServerLimits
 from homeloop.nbd.serving import serve
 
-__all__ = ["Client", "Server", "ServerLimits", "TlsCredentials", "connect", "serve"]
+__all__ = ["Client", "ReconnectingClient", "Server", "ServerLimits", "TlsCredentials", "connect", "serve"]

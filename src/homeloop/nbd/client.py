@@ -17,7 +17,7 @@ import errno
 import os
 import socket
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any, Final
 
@@ -33,7 +33,7 @@ from homeloop.nbd.tls import TlsSocket, Wire, receive, send_all, watcher_of
 from homeloop.nbd.transmission import Reply, ReplyReader, pack_extended_request, pack_request
 from homeloop.nbd.uri import NbdUri, parse_uri
 
-__all__ = ["IN_FLIGHT_MAX", "Client", "connect"]
+__all__ = ["IN_FLIGHT_MAX", "Client", "connect", "refusal_error"]
 
 IN_FLIGHT_MAX: Final = 1024  # requests on their way; a server may take fewer at once, and reads the rest later
 _RECEIVE_BYTES: Final = 16 << 10  # of one receive during the handshake
@@ -82,9 +82,11 @@ class Client:
         self._places_given = 0  # to some that were in the line and have not run since
         self._cookie = 0
         self._idle: asyncio.Future[None] | None = None  # close() waits until nothing is in flight
+        self.heard = 0  # how often the server has said something
         self._flush_queued = False
         self._writing = False
         self._failure: PeerError | None = None
+        self.when_failed: Callable[[PeerError], object] | None = None  # called once, at home, before who waits is told
         self._closing = False
         self._watcher.add_reader(sock, self._on_readable)
         if leftover:  # only a broken server speaks now
@@ -99,6 +101,11 @@ class Client:
     def read_only(self) -> bool:
         """Does the server refuse changes?"""
         return self.can(TransmissionFlag.READ_ONLY)
+
+    @property
+    def failure(self) -> PeerError | None:
+        """Why the connection is of no more use; None while it is. Any thread."""
+        return self._failure
 
     @property
     def in_flight(self) -> int:
@@ -310,6 +317,7 @@ class Client:
             if not count:
                 raise ConnectionLost(f"the server closed the connection with {self.in_flight} requests in flight")
             self._reader.received(count)
+            self.heard += 1
             while batch := self._reader.next_batch():
                 for settled in batch:
                     self._settle(settled)
@@ -348,6 +356,8 @@ class Client:
             return
         self._failure = failure
         self._close_socket()
+        if self.when_failed is not None:
+            self.when_failed(failure)
         waiting, self._waiting = self._waiting, {}
         for reply, what in waiting.values():
             if not reply.done():
@@ -369,6 +379,14 @@ class Client:
             self._writing = False
         self._sock.close()
         self._out.clear()
+
+    def leave(self, failure: PeerError) -> None:
+        """Say goodbye without waiting for anything: who waits fails with `failure`. Home."""
+        if self._failure is None:
+            self._out.append(pack_request(Command.DISC, 0, 0, 0, 0))
+            with contextlib.suppress(OSError):
+                self._out.send(self._sock)
+            self._fail(failure)
 
     async def close(self) -> None:
         """Take no more requests, wait for those in flight (F2), say goodbye, close. Twice is fine.
@@ -473,7 +491,7 @@ async def _open(uri: NbdUri, in_flight_max: int, tls: TlsCredentials | None) -> 
         raise
 
 
-def _refusal(uri: NbdUri, end: Refused) -> BlockError:
+def refusal_error(uri: NbdUri, end: Refused) -> BlockError:
     try:
         reply = OptionReply(end.reply)
     except ValueError:
