@@ -101,10 +101,13 @@ class Scripted:
         self._writers.append(writer)
         try:
             writer.write(HELLO)
-            await reader.readexactly(4 + 16)                    # flags; STRUCTURED_REPLY
-            writer.write(struct.pack(">QIII", OPTION_REPLY, wire.STRUCTURED, wire.UNSUP, 0))
-            _, _, length = struct.unpack(">QII", await reader.readexactly(16))
-            await reader.readexactly(length)
+            await reader.readexactly(4)                         # the client's flags
+            while True:
+                _, option, length = struct.unpack(">QII", await reader.readexactly(16))
+                await reader.readexactly(length)
+                if option == wire.GO:
+                    break
+                writer.write(struct.pack(">QIII", OPTION_REPLY, option, wire.UNSUP, 0))
             if self.refuses:
                 writer.write(struct.pack(">QIII", OPTION_REPLY, wire.GO, self.refuses, 2) + b"no")
                 return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import shutil
 import signal
@@ -47,6 +48,12 @@ class Nbdkit:
         assert self._process is not None
         self._process.send_signal(number)
 
+    def stop(self) -> None:
+        """All its threads stand still when this returns."""
+        assert self._process is not None
+        self.tell(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED)
+
     def kill(self) -> None:
         """At once, as it stands; also one that is stopped."""
         if self._process is not None:
@@ -76,7 +83,7 @@ def test_killed_with_requests_in_flight(nbdkit: Nbdkit) -> None:
     async def main() -> None:
         async with client_of(nbdkit) as client:
             await client.write(0, b"before")
-            nbdkit.tell(signal.SIGSTOP)
+            nbdkit.stop()
             requests: list[asyncio.Future[Any]] = [
                 asyncio.ensure_future(client.write(n * 4096, bytes([n]) * 4096)) for n in range(1, 100)
             ]
@@ -100,7 +107,7 @@ def test_stopped_and_back(nbdkit: Nbdkit) -> None:
     """It is slow, no more: requests wait for it on the same connection."""
     async def main() -> None:
         async with client_of(nbdkit) as client:
-            nbdkit.tell(signal.SIGSTOP)
+            nbdkit.stop()
             requests = [asyncio.ensure_future(client.read(n * 4096, 4096)) for n in range(20)]
             await turns(200)
             assert not any(request.done() for request in requests)
@@ -115,7 +122,7 @@ def test_stopped_for_too_long(nbdkit: Nbdkit) -> None:
     """A successor that is stopped accepts and says nothing: each attempt ends after its limit, until it goes on."""
     async def main() -> None:
         async with client_of(nbdkit, reply_timeout=0.2, attempt_timeout=0.2) as client:
-            nbdkit.tell(signal.SIGSTOP)
+            nbdkit.stop()
             reading = asyncio.ensure_future(client.read(0, 512))
             await until(lambda: not client.connected)
             await until(lambda: isinstance(client._connector.failure, TimeoutError))
@@ -150,6 +157,7 @@ def test_killed_again_and_again(nbdkit: Nbdkit, seed: int) -> None:
     async def main() -> None:
         async with client_of(nbdkit) as client:
             over = False
+            done = [0] * len(models)
 
             async def work(number: int) -> None:
                 dice, model, start = random.Random(seed + number), models[number], number << 16
@@ -163,19 +171,22 @@ def test_killed_again_and_again(nbdkit: Nbdkit, seed: int) -> None:
                         await client.flush()
                     else:
                         assert await client.read(start + offset, length) == model[offset:offset + length]
+                    done[number] += 1
 
             async def kill() -> None:
                 nonlocal over
                 dice = random.Random(seed)
                 try:
                     for _ in range(6):
-                        before = client.connections
+                        before = client.connections, list(done)
                         if dice.random() < 0.5:
-                            nbdkit.tell(signal.SIGSTOP)
+                            nbdkit.stop()
                         await turns(dice.randrange(200))
                         nbdkit.kill()
                         nbdkit.start()
-                        await until(lambda before=before: client.connections > before and client.connected)
+                        # Each of them goes on: a request that five connections did not survive would fail.
+                        await until(lambda before=before: client.connections > before[0] and all(
+                            now > then for now, then in zip(done, before[1], strict=True)))
                 finally:
                     over = True
 

@@ -383,7 +383,7 @@ class Client:
     def leave(self, failure: PeerError) -> None:
         """Say goodbye without waiting for anything: who waits fails with `failure`. Home."""
         if self._failure is None:
-            self._out.append(pack_request(Command.DISC, 0, 0, 0, 0))
+            self._out.append(self._pack_request(Command.DISC, 0, 0, 0, 0))
             with contextlib.suppress(OSError):
                 self._out.send(self._sock)
             self._fail(failure)
@@ -492,6 +492,7 @@ async def _open(uri: NbdUri, in_flight_max: int, tls: TlsCredentials | None) -> 
 
 
 def refusal_error(uri: NbdUri, end: Refused) -> BlockError:
+    """What a server's refusal of an export is to the caller."""
     try:
         reply = OptionReply(end.reply)
     except ValueError:

@@ -211,7 +211,7 @@ class ReconnectingClient:
             manager, self._manager = self._manager, None
             if manager is not None:
                 manager.cancel()
-                with contextlib.suppress(asyncio.CancelledError, WrongState):
+                with contextlib.suppress(asyncio.CancelledError):
                     await manager
 
     def abandon(self) -> None:
@@ -407,6 +407,8 @@ class ReconnectingClient:
         except (OSError, PeerError, BlockError):
             self._delay_is_over()                   # the one attempt of open()
             return
+        except WrongState:                          # closed meanwhile
+            return
         self._take(session)
 
     def _take(self, session: Session) -> None:
@@ -471,6 +473,7 @@ def _differences(before: ServerInfo, now: ServerInfo) -> list[str]:
             "preferred block size": info.block_size_preferred,
             "maximum payload": info.payload_bytes_max,
             "structured replies": info.structured,
+            "extended headers": info.extended,
             "extents": info.allocation_id is not None,
         }
 
