@@ -13,9 +13,10 @@ import pytest
 
 from homeloop.block.device import Device
 from homeloop.block.memory import Memory
+from homeloop.block.opening import default_name, open_device
 from homeloop.core.runtime import run
 from homeloop.core.workers import to_worker
-from homeloop.errors import BlockError
+from homeloop.errors import BlockError, UsageError
 from homeloop.nbd.client import connect
 from homeloop.nbd.connection import ConnectionLimits
 from homeloop.nbd.nbd_driver import open_nbd
@@ -180,3 +181,26 @@ def test_a_proxy_of_a_proxy(tmp_path: Path, seed: int) -> None:
 
     run(main())
     assert source.read_bytes() == target.read_bytes()
+
+
+def test_as_a_kind_of_device(tmp_path: Path) -> None:
+    """open_device() knows it by its URI; what is wrong with that is one sentence."""
+    async def main() -> None:
+        async with serve(Memory(SIZE), name="disk") as uri:
+            device = await to_worker(lambda: open_device(uri, read_only=True))
+            assert (device.name, device.size, device.read_only) == ("disk", SIZE, True)
+            assert await answer(device.read(0, 512)) == bytes(512)
+            await soon(device.close())
+            with pytest.raises(BlockError, match="ERR_UNKNOWN"):
+                await to_worker(open_device, uri.replace("disk", "other", 1))
+
+    run(main())
+    assert default_name("nbd://host") == "nbd"
+    for spec, error in (("nbd+unix:///x", UsageError), ("nbd://[", UsageError)):
+        with pytest.raises(error, match="NBD URI"):
+            open_device(spec)
+    with pytest.raises(UsageError, match="a size and creating are for files"):
+        open_device(f"nbd+unix:///?socket={tmp_path}/s", size=4096)
+    with pytest.raises(BlockError, match="No such file") as caught:
+        open_device(f"nbd+unix:///?socket={tmp_path}/s")
+    assert caught.value.errno == errno.ENOENT

@@ -16,9 +16,9 @@ from homeloop.core.iothread import IOThread
 from homeloop.core.runtime import Runtime, run
 from homeloop.core.workers import to_worker
 from homeloop.errors import BlockError, ConnectionLost, PeerError, UsageError, WrongState
+from homeloop.nbd.attempt import Attempt
 from homeloop.nbd.connector import Pacing
 from homeloop.nbd.reconnecting import TRIES_MAX, ReconnectingClient
-from homeloop.nbd.session import Attempt
 from homeloop.nbd.uri import parse_uri
 from tests.nbd import wire
 from tests.nbd.scripted import Asked, Peer, Scripted

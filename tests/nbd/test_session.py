@@ -1,110 +1,33 @@
-"""Sessions made by blocking calls: what they bring, what they refuse, and how they are given up."""
+"""A session is nobody's until a client takes it: made on one loop, used on another, or dropped."""
 
 from __future__ import annotations
 
-import errno
-import socket
-import threading
-from pathlib import Path
-
-import pytest
+import asyncio
 
 from homeloop.block.memory import Memory
+from homeloop.core.iothread import IOThread
 from homeloop.core.runtime import run
 from homeloop.core.workers import to_worker
-from homeloop.errors import BlockError, ConnectionLost, PeerError
 from homeloop.nbd.client import Client
 from homeloop.nbd.serving import serve
-from homeloop.nbd.session import Attempt
-from homeloop.nbd.uri import NbdUri, parse_uri
+from homeloop.nbd.session import Session, open_session
+from homeloop.nbd.uri import parse_uri
 from tests.nbd.talking import soon
 
 
-def test_a_session_goes_on_as_a_client() -> None:
+def test_from_one_loop_to_another() -> None:
+    async def use(session: Session) -> bytes:
+        async with Client(session.sock, session.info, session.leftover) as client:
+            await client.write(0, b"x")
+            return bytes(await client.read(0, 2))
+
     async def main() -> None:
-        for options in ({}, {"listen": ("127.0.0.1", 0)}):
-            async with serve(Memory(4096), **options) as uri:  # type: ignore[arg-type]
-                session = await to_worker(Attempt(parse_uri(uri)).run)
-                client = Client(session.sock, session.info, session.leftover)
-                await soon(client.write(0, b"x"))
-                assert await soon(client.read(0, 2)) == b"x\0"
-                assert client.info.structured
-                await client.close()
+        with IOThread("io") as io:
+            async with serve(Memory(4096), iothread=io) as uri:
+                session = await open_session(parse_uri(uri), None)
+                assert await to_worker(lambda: asyncio.run(soon(use(session)))) == b"x\0"
+                dropped = await open_session(parse_uri(uri), None)
+                dropped.close()
+                dropped.close()
 
     run(main())
-
-
-def test_refused_and_nobody_there(tmp_path: Path) -> None:
-    async def main() -> None:
-        async with serve(Memory(4096), name="a") as uri:
-            with pytest.raises(BlockError) as caught:
-                await to_worker(Attempt(parse_uri(uri.replace("/a?", "/b?"))).run)
-            assert caught.value.errno == errno.ENOENT
-
-    run(main())
-    with pytest.raises(FileNotFoundError):
-        Attempt(NbdUri(socket=str(tmp_path / "none"))).run()
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        with pytest.raises(ConnectionRefusedError):
-            Attempt(NbdUri(host="127.0.0.1", port=bound.getsockname()[1])).run()
-
-
-@pytest.mark.parametrize(("says", "error"), [
-    (b"", ConnectionLost), (b"NBDMAGIC", ConnectionLost), (b"220 mail ready\r\n" * 2, PeerError),
-])
-def test_a_broken_server(says: bytes, error: type[Exception], tmp_path: Path) -> None:
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(tmp_path / "s"))
-        listening.listen()
-
-        def answer() -> None:
-            sock, _ = listening.accept()
-            with sock:
-                sock.sendall(says)
-
-        thread = threading.Thread(target=answer)
-        thread.start()
-        with pytest.raises(error):
-            Attempt(NbdUri(socket=str(tmp_path / "s")), limit_s=10).run()
-        thread.join(10)
-
-
-@pytest.fixture
-def mute(tmp_path: Path) -> object:
-    """A server that is there and never says anything: its kernel accepts."""
-    with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(str(tmp_path / "s"))
-        listening.listen()
-        yield NbdUri(socket=str(tmp_path / "s"))
-
-
-def test_a_limit(mute: NbdUri) -> None:
-    with pytest.raises(TimeoutError):
-        Attempt(mute, limit_s=0.01).run()
-
-
-@pytest.mark.parametrize("before", [True, False])
-def test_given_up(mute: NbdUri, before: bool) -> None:
-    """From another thread, before it begins or while it waits for the greeting."""
-    attempt = Attempt(mute)
-    listening = threading.Event()
-
-    class Watched(socket.socket):
-        def recv(self, *args: int) -> bytes:  # type: ignore[override]
-            listening.set()
-            return super().recv(*args)
-
-    def give_up() -> None:
-        assert before or listening.wait(10)
-        attempt.give_up()
-
-    giving_up = threading.Thread(target=give_up)
-    giving_up.start()
-    if before:
-        giving_up.join(10)
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(ConnectionAbortedError, match="given up"):
-        patch.setattr("homeloop.nbd.session.socket.socket", Watched)
-        attempt.run()
-    giving_up.join(10)
-    attempt.give_up()

@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import errno
 import os
-import socket
 from collections import deque
 from collections.abc import Callable, Generator
 from types import TracebackType
@@ -25,29 +24,18 @@ from homeloop.block.extents import Extent
 from homeloop.core.context import AioContext
 from homeloop.errors import BlockError, ConnectionLost, PeerError, UsageError, WrongState
 from homeloop.nbd.chunks import ChunkReader
-from homeloop.nbd.client_handshake import ClientHandshake, Refused, ServerInfo
+from homeloop.nbd.client_handshake import ServerInfo
 from homeloop.nbd.credentials import TlsCredentials
-from homeloop.nbd.protocol import AllocationFlag, Command, CommandFlag, OptionReply, TransmissionFlag, errno_of_wire
+from homeloop.nbd.protocol import AllocationFlag, Command, CommandFlag, TransmissionFlag, errno_of_wire
 from homeloop.nbd.sending import BytesLike, SendQueue
-from homeloop.nbd.tls import TlsSocket, Wire, receive, send_all, watcher_of
+from homeloop.nbd.session import open_session
+from homeloop.nbd.tls import Wire, watcher_of
 from homeloop.nbd.transmission import Reply, ReplyReader, pack_extended_request, pack_request
 from homeloop.nbd.uri import NbdUri, parse_uri
 
-__all__ = ["IN_FLIGHT_MAX", "Client", "connect", "refusal_error"]
+__all__ = ["IN_FLIGHT_MAX", "Client", "connect"]
 
 IN_FLIGHT_MAX: Final = 1024  # requests on their way; a server may take fewer at once, and reads the rest later
-_RECEIVE_BYTES: Final = 16 << 10  # of one receive during the handshake
-
-# What a refusal of the handshake means in errno's words.
-_ERRNO_OF_REFUSAL: Final = {
-    OptionReply.ERR_UNSUP: errno.ENOTSUP,
-    OptionReply.ERR_POLICY: errno.EACCES,
-    OptionReply.ERR_INVALID: errno.EINVAL,
-    OptionReply.ERR_TLS_REQD: errno.EACCES,
-    OptionReply.ERR_UNKNOWN: errno.ENOENT,
-    OptionReply.ERR_SHUTDOWN: errno.ESHUTDOWN,
-    OptionReply.ERR_TOO_BIG: errno.EINVAL,
-}
 
 
 class Client:
@@ -459,71 +447,5 @@ def connect(
 
 
 async def _open(uri: NbdUri, in_flight_max: int, tls: TlsCredentials | None) -> Client:
-    loop = asyncio.get_running_loop()
-    if tls is None and uri.tls:
-        tls = TlsCredentials.of_uri(uri)
-    hostname = uri.tls_hostname or (uri.host if uri.socket is None else None)
-    tls_context = tls.client_context(check_hostname=hostname is not None) if tls is not None else None
-    sock: Wire = await _connected(loop, uri)
-    try:
-        handshake = ClientHandshake(uri.export, tls=tls_context is not None)
-        while True:
-            data = await receive(loop, sock, _RECEIVE_BYTES)
-            if not data:
-                raise ConnectionLost(f"the server hung up during the handshake for export {uri.export!r}")
-            handshake.feed(data)
-            while (turn := handshake.next_turn()) is not None:
-                if isinstance(turn.end, Refused):
-                    with contextlib.suppress(OSError):  # the server may have hung up with its refusal
-                        await send_all(loop, sock, turn.data)
-                    raise _refusal(uri, turn.end)
-                if turn.starttls:
-                    assert tls_context is not None
-                    assert not isinstance(sock, TlsSocket)
-                    sock = wire = TlsSocket(sock, tls_context, server_side=False, hostname=hostname)
-                    await wire.handshake(loop)
-                if turn.data:
-                    await send_all(loop, sock, turn.data)
-                if turn.end is not None:
-                    return Client(sock, turn.end.info, turn.end.leftover, in_flight_max=in_flight_max)
-    except BaseException:
-        sock.close()
-        raise
-
-
-def refusal_error(uri: NbdUri, end: Refused) -> BlockError:
-    """What a server's refusal of an export is to the caller."""
-    try:
-        reply = OptionReply(end.reply)
-    except ValueError:
-        return BlockError(errno.EPROTO, f"export {uri.export!r}: refused with {end.reply:#x}: {end.text}")
-    number = _ERRNO_OF_REFUSAL.get(reply, errno.EPROTO)
-    return BlockError(number, f"export {uri.export!r}: {reply.name}: {end.text}")
-
-
-async def _connected(loop: asyncio.AbstractEventLoop, uri: NbdUri) -> socket.socket:
-    if uri.socket is not None:
-        return await _connect_to(loop, socket.AF_UNIX, uri.socket)
-    addresses = await loop.getaddrinfo(uri.host, uri.port, type=socket.SOCK_STREAM)
-    for number, (family, _, _, _, address) in enumerate(addresses, 1):
-        try:
-            return await _connect_to(loop, family, address)
-        except OSError:
-            if number == len(addresses):
-                raise
-    raise OSError(errno.EADDRNOTAVAIL, f"host {uri.host} has no address")
-
-
-async def _connect_to(
-    loop: asyncio.AbstractEventLoop, family: int, address: str | tuple[object, ...]
-) -> socket.socket:
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        if family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        await loop.sock_connect(sock, address)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+    session = await open_session(uri, tls)
+    return Client(session.sock, session.info, session.leftover, in_flight_max=in_flight_max)

@@ -23,7 +23,8 @@ from typing import Final, Protocol
 
 from homeloop.core.coroutine import Coroutine, current_coroutine, park
 from homeloop.errors import WrongState
-from homeloop.nbd.session import Attempt, Session
+from homeloop.nbd.attempt import Attempt
+from homeloop.nbd.session import Session
 
 __all__ = ["BACKOFF_S", "Connector", "Pacing", "Timer"]
 

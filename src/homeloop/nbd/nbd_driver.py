@@ -4,20 +4,25 @@ Passes on what the server told: size, block sizes, read-only, flush, FUA, trim, 
 multi-conn. What it does not offer the driver does not have, and the Device does without or emulates it. Requests larger
 than the server takes are split. The connection comes back after a loss: see homeloop.nbd.reconnecting for what that
 promises.
+
+Importing it makes nbd://, nbd+unix:// and their TLS forms kinds of devices.
 """
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from typing import Final
 
 from homeloop.block.driver import PAYLOAD_BYTES_MAX
 from homeloop.block.extents import Extent
+from homeloop.block.opening import Spec, register_kind
+from homeloop.errors import BlockError, PeerError, UsageError
+from homeloop.nbd.attempt import Attempt
 from homeloop.nbd.client_handshake import ServerInfo
 from homeloop.nbd.protocol import TransmissionFlag
 from homeloop.nbd.reconnecting import ReconnectingClient
 from homeloop.nbd.sending import BytesLike
-from homeloop.nbd.session import Attempt
 from homeloop.nbd.uri import NbdUri, parse_uri
 
 __all__ = ["RECONNECT_DELAY_S", "NbdDriver", "open_nbd"]
@@ -138,3 +143,35 @@ def _pieces(offset: int, length: int, piece_bytes_max: int) -> Iterator[tuple[in
         piece_bytes = min(piece_bytes_max, end - offset)
         yield offset, piece_bytes
         offset += piece_bytes
+
+
+def _open_spec(spec: Spec) -> NbdDriver:
+    """For open_driver()."""
+    spec.refuse_size()
+    try:
+        uri = parse_uri(spec.text)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    try:
+        return open_nbd(uri, read_only=spec.read_only)
+    except PeerError as error:
+        raise BlockError(errno.EPROTO, f"{uri}: {error}") from error
+    except OSError as error:
+        raise BlockError(error.errno or errno.EIO, f"{uri}: {error.strerror or error}") from error
+
+
+def _name_of(spec: Spec) -> str:
+    """The export's name, where there is one."""
+    try:
+        return parse_uri(spec.text).export or "nbd"
+    except ValueError:  # said when it is opened
+        return "nbd"
+
+
+for _kind, _form in {
+    "nbd": "nbd://HOST/EXPORT",
+    "nbd+unix": "nbd+unix:///EXPORT?socket=PATH",
+    "nbds": "nbds://HOST/EXPORT",
+    "nbds+unix": "nbds+unix:///EXPORT?socket=PATH",
+}.items():
+    register_kind(_kind, _open_spec, form=_form, name=_name_of)

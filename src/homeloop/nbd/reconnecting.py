@@ -43,12 +43,14 @@ from homeloop.block.extents import Extent
 from homeloop.core.context import AioContext
 from homeloop.core.coroutine import Coroutine
 from homeloop.errors import BlockError, ConnectionLost, PeerError, UsageError, WrongState
+from homeloop.nbd.attempt import ATTEMPT_S, Attempt
 from homeloop.nbd.client import IN_FLIGHT_MAX, Client
 from homeloop.nbd.client_handshake import ServerInfo
 from homeloop.nbd.connector import Connector, Pacing, Timer
+from homeloop.nbd.credentials import TlsCredentials
 from homeloop.nbd.protocol import TransmissionFlag
 from homeloop.nbd.sending import BytesLike
-from homeloop.nbd.session import ATTEMPT_S, Attempt, Session
+from homeloop.nbd.session import Session
 from homeloop.nbd.uri import NbdUri, parse_uri
 
 __all__ = ["TRIES_MAX", "ReconnectingClient"]
@@ -86,13 +88,15 @@ class ReconnectingClient:
         reply_timeout: float | None = None,
         in_flight_max: int = IN_FLIGHT_MAX,
         server_keeps_writes: bool = False,
+        tls: TlsCredentials | None = None,
         pacing: Pacing | None = None,
         session: Session | None = None,
     ) -> None:
         """reconnect_delay, open_timeout: seconds that requests, or open(), wait for a connection. open_timeout 0: one
         attempt. attempt_timeout: for one attempt, resolving and handshake included. reply_timeout: a server that says
         nothing for so long while requests are in flight is taken for lost (None: a slow device is no dead one).
-        session: the first one, made elsewhere; the export is known then, and open() need not be called. Any thread.
+        session: the first one, made elsewhere; the export is known then, and open() need not be called. tls: as with
+        connect(). Any thread.
 
         ValueError for what is no NBD URI.
         """
@@ -108,7 +112,7 @@ class ReconnectingClient:
         self._in_flight_max = in_flight_max
         self._keeps_writes = server_keeps_writes
         self._pacing = pacing or Pacing()
-        self._connector = Connector(lambda: Attempt(self._uri, attempt_timeout), self._pacing)
+        self._connector = Connector(lambda: Attempt(self._uri, attempt_timeout, tls=tls), self._pacing)
         self._info = None if session is None else session.info     # set once
         self._settling = threading.Lock()                           # a leaf: who is first?
         self._first = session                                       # under _settling, till the home is known

@@ -1,36 +1,46 @@
-"""One session with a server: connected, hands shaken, transmission about to begin. Made by blocking calls.
+"""One session with a server: connected, hands shaken, TLS if asked for, transmission about to begin.
 
-For threads that may block: a worker, or the connector's own. Resolving a name, connecting and shaking hands with a
-peer that is dead or stopped can each take as long as they like, so an attempt has a limit as a whole, and may be given
-up from another thread. In a coroutine connect() does the same without blocking.
+shake_hands() is the one place where a client's handshake is done; who connects the socket, and on which loop, is its
+caller's matter. A session is nobody's until a Client takes it over: it may go from one loop to another before.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import socket
-import threading
-import time
 from dataclasses import dataclass
 from typing import Final
 
-from homeloop.errors import ConnectionLost
-from homeloop.nbd.client import refusal_error
-from homeloop.nbd.client_handshake import ClientHandshake, Entered, Refused, ServerInfo
+from homeloop.errors import BlockError, ConnectionLost
+from homeloop.nbd.client_handshake import ClientHandshake, Refused, ServerInfo
+from homeloop.nbd.credentials import TlsCredentials
+from homeloop.nbd.protocol import OptionReply
+from homeloop.nbd.tls import TlsSocket, Wire, receive, send_all
 from homeloop.nbd.uri import NbdUri
 
-__all__ = ["ATTEMPT_S", "Attempt", "Session"]
+__all__ = ["Session", "open_session", "shake_hands"]
 
-ATTEMPT_S: Final = 30.0  # that one attempt may take; a server that is only slow shakes hands in a fraction of it
-_RECEIVE_BYTES: Final = 16 << 10
+_RECEIVE_BYTES: Final = 16 << 10  # of one receive during the handshake
+
+# What a refusal of the handshake means in errno's words.
+_ERRNO_OF_REFUSAL: Final = {
+    OptionReply.ERR_UNSUP: errno.ENOTSUP,
+    OptionReply.ERR_POLICY: errno.EACCES,
+    OptionReply.ERR_INVALID: errno.EINVAL,
+    OptionReply.ERR_TLS_REQD: errno.EACCES,
+    OptionReply.ERR_UNKNOWN: errno.ENOENT,
+    OptionReply.ERR_SHUTDOWN: errno.ESHUTDOWN,
+    OptionReply.ERR_TOO_BIG: errno.EINVAL,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
     """A connection in transmission that nobody has used yet: the socket, not blocking, and what was agreed."""
 
-    sock: socket.socket
+    sock: Wire
     info: ServerInfo
     leftover: bytes
 
@@ -39,104 +49,78 @@ class Session:
         self.sock.close()
 
 
-class Attempt:
-    """One attempt to make a session."""
+async def open_session(uri: NbdUri, tls: TlsCredentials | None) -> Session:
+    """Connect and shake hands. Errors as with connect()."""
+    loop = asyncio.get_running_loop()
+    return await shake_hands(await _connected(loop, uri), uri, tls)
 
-    def __init__(self, uri: NbdUri, limit_s: float = ATTEMPT_S) -> None:
-        self._uri = uri
-        self._limit_s = limit_s
-        self._end = 0.0                             # the thread of run()
-        self._lock = threading.Lock()               # a leaf
-        self._sock: socket.socket | None = None     # under _lock: while run() uses it
-        self._given_up = False                      # under _lock
 
-    def run(self) -> Session:
-        """Connect and shake hands. A thread that may block; once.
-
-        OSError if nobody listens (TimeoutError after limit_s, ConnectionAbortedError if it was given up), BlockError
-        if the server refuses, PeerError if it is none or a broken one.
-        """
-        self._end = time.monotonic() + self._limit_s
-        sock = self._connected()
-        try:
-            session = self._shake_hands(sock)
-            with self._lock:
-                self._sock = None
-                self._check_wanted_locked()
-            return session
-        except BaseException:
-            self._drop(sock)
-            raise
-
-    def give_up(self) -> None:
-        """Let run() end with an error soon: at once unless it resolves a name. Any thread."""
-        with self._lock:
-            self._given_up = True
-            if self._sock is not None:
-                with contextlib.suppress(OSError):  # not connected yet, or not any more
-                    self._sock.shutdown(socket.SHUT_RDWR)
-
-    def _connected(self) -> socket.socket:
-        uri = self._uri
-        if uri.socket is not None:
-            return self._connect_to(socket.AF_UNIX, uri.socket)
-        addresses = socket.getaddrinfo(uri.host, uri.port, type=socket.SOCK_STREAM)
-        for number, (family, _, _, _, address) in enumerate(addresses, 1):
-            try:
-                return self._connect_to(family, address)
-            except OSError:
-                if number == len(addresses):
-                    raise
-        raise OSError(errno.EADDRNOTAVAIL, f"host {uri.host} has no address")
-
-    def _connect_to(self, family: int, address: str | tuple[object, ...]) -> socket.socket:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            with self._lock:
-                self._check_wanted_locked()
-                self._sock = sock
-            if family != socket.AF_UNIX:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            self._limit(sock)
-            sock.connect(address)
-        except BaseException:
-            self._drop(sock)
-            raise
-        return sock
-
-    def _shake_hands(self, sock: socket.socket) -> Session:
-        export = self._uri.export
-        handshake = ClientHandshake(export)
+async def shake_hands(sock: socket.socket, uri: NbdUri, tls: TlsCredentials | None) -> Session:
+    """Shake hands on a socket that is connected and does not block; it is closed if that fails."""
+    loop = asyncio.get_running_loop()
+    wire: Wire = sock
+    try:
+        if tls is None and uri.tls:
+            tls = TlsCredentials.of_uri(uri)
+        hostname = uri.tls_hostname or (uri.host if uri.socket is None else None)
+        tls_context = tls.client_context(check_hostname=hostname is not None) if tls is not None else None
+        handshake = ClientHandshake(uri.export, tls=tls_context is not None)
         while True:
-            self._limit(sock)
-            data = sock.recv(_RECEIVE_BYTES)
+            data = await receive(loop, wire, _RECEIVE_BYTES)
             if not data:
-                with self._lock:
-                    self._check_wanted_locked()
-                raise ConnectionLost(f"the server hung up during the handshake for export {export!r}")
+                raise ConnectionLost(f"the server hung up during the handshake for export {uri.export!r}")
             handshake.feed(data)
             while (turn := handshake.next_turn()) is not None:
-                if turn.data:
-                    with contextlib.suppress(*([OSError] if isinstance(turn.end, Refused) else [])):
-                        sock.sendall(turn.data)
                 if isinstance(turn.end, Refused):
-                    raise refusal_error(self._uri, turn.end)
-                if isinstance(turn.end, Entered):
-                    sock.setblocking(False)
-                    return Session(sock, turn.end.info, turn.end.leftover)
+                    with contextlib.suppress(OSError):  # the server may have hung up with its refusal
+                        await send_all(loop, wire, turn.data)
+                    raise _refusal(uri, turn.end)
+                if turn.starttls:
+                    assert tls_context is not None
+                    assert not isinstance(wire, TlsSocket)
+                    wire = secured = TlsSocket(wire, tls_context, server_side=False, hostname=hostname)
+                    await secured.handshake(loop)
+                if turn.data:
+                    await send_all(loop, wire, turn.data)
+                if turn.end is not None:
+                    return Session(wire, turn.end.info, turn.end.leftover)
+    except BaseException:
+        wire.close()
+        raise
 
-    def _limit(self, sock: socket.socket) -> None:
-        left = self._end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError(errno.ETIMEDOUT, f"no session with {self._uri} after {self._limit_s:g} s")
-        sock.settimeout(left)
 
-    def _check_wanted_locked(self) -> None:
-        if self._given_up:
-            raise ConnectionAbortedError(errno.ECONNABORTED, f"the attempt to reach {self._uri} was given up")
+def _refusal(uri: NbdUri, end: Refused) -> BlockError:
+    try:
+        reply = OptionReply(end.reply)
+    except ValueError:
+        return BlockError(errno.EPROTO, f"export {uri.export!r}: refused with {end.reply:#x}: {end.text}")
+    number = _ERRNO_OF_REFUSAL.get(reply, errno.EPROTO)
+    return BlockError(number, f"export {uri.export!r}: {reply.name}: {end.text}")
 
-    def _drop(self, sock: socket.socket) -> None:
-        with self._lock:                            # give_up() must not touch a descriptor that is somebody else's
-            self._sock = None
-            sock.close()
+
+async def _connected(loop: asyncio.AbstractEventLoop, uri: NbdUri) -> socket.socket:
+    if uri.socket is not None:
+        return await _connect_to(loop, socket.AF_UNIX, uri.socket)
+    addresses = await loop.getaddrinfo(uri.host, uri.port, type=socket.SOCK_STREAM)
+    for number, (family, _, _, _, address) in enumerate(addresses, 1):
+        try:
+            return await _connect_to(loop, family, address)
+        except OSError:
+            if number == len(addresses):
+                raise
+    raise OSError(errno.EADDRNOTAVAIL, f"host {uri.host} has no address")
+
+
+async def _connect_to(
+    loop: asyncio.AbstractEventLoop, family: int, address: str | tuple[object, ...]
+) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        await loop.sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
