@@ -23,6 +23,7 @@ from homeloop.errors import BlockError, PeerError
 from homeloop.nbd.client import connect
 from homeloop.nbd.uri import parse_uri
 from tests.cli.running import LIMIT_S, ROOT, Running, environment
+from tests.nbd.certificates import make_certificates
 
 Server = Callable[..., tuple[Running, str]]
 MIB = 1 << 20
@@ -540,3 +541,35 @@ def test_a_device_that_comes_back_in_time_is_flushed(running_server: Server, tmp
     run(hang())
     assert server.status() == 0
     assert server.complained == ["stuck", "flushed"]
+
+
+@pytest.mark.foreign("openssl", "nbdinfo")
+def test_tls(running_server: Server, tmp_path: Path) -> None:
+    """Nobody is served in clear; what it prints to try works as it stands."""
+    folder = make_certificates(tmp_path).all
+    server, uri = running_server("memory:1M", "--listen", "localhost:0", "--tls-certificates", str(folder))
+    assert uri.startswith("nbds://localhost:")
+    server.wait_for("Ctrl-C ends it")
+    told = subprocess.run(
+        shlex.split(server.said[3]), capture_output=True, text=True, timeout=LIMIT_S, check=False,
+    )
+    assert "export-size: 1048576" in told.stdout, (server.said, told.stderr)
+    with pytest.raises(BlockError, match="TLS_REQD"):
+        size_of(uri.replace("nbds", "nbd"))
+    assert server.end() == 0
+    server, uri = running_server(
+        "memory:1M", "--listen", "localhost:0", "--tls-certificates", str(folder), "--tls-verify-peer"
+    )
+    assert size_of(f"{uri}?tls-certificates={folder}") == MIB
+    server.end()
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    (["--tls-certificates", "/nowhere"], "there is no folder /nowhere"),
+    (["--tls-certificates", "."], "missing server-cert.pem, server-key.pem"),
+    (["--tls-verify-peer"], "needs either certificates or pre-shared keys"),
+])
+def test_tls_that_makes_no_sense(start: Callable[..., Running], options: list[str], says: str) -> None:
+    running = start("serve", "memory:1M", *options)
+    assert running.status() == 2
+    assert says in "\n".join(running.complained)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import errno
+import os
 import re
 import shlex
 import time
@@ -16,8 +18,10 @@ from homeloop.cli.words import amount, plural, screen
 from homeloop.core.runtime import run
 from homeloop.daemon.exporting import Daemon, ExportConfig, ListenConfig
 from homeloop.errors import BlockError, UsageError
+from homeloop.nbd.credentials import TlsCredentials
+from homeloop.nbd.uri import parse_uri
 
-__all__ = ["Throughput", "export_configs", "listen_config", "serve"]
+__all__ = ["Throughput", "export_configs", "listen_config", "serve", "tls_credentials"]
 
 STATUS_EVERY_S = 1.0
 IOTHREADS_MAX = 1024            # far beyond use; a slip of the finger must not fill the process with threads
@@ -32,8 +36,17 @@ def serve(options: argparse.Namespace) -> int:
     listen = listen_config(options)
     if not 1 <= options.iothreads <= IOTHREADS_MAX:
         raise UsageError(f"--iothreads {options.iothreads}: it must be from 1 to {IOTHREADS_MAX}")
-    run(_serve(exports, listen, options.iothreads))
+    tls = tls_credentials(options)
+    run(_serve(exports, listen, options.iothreads, tls, _hints(options)))
     return 0
+
+
+def tls_credentials(options: argparse.Namespace) -> TlsCredentials | None:
+    """What the --tls options say; None: no TLS."""
+    folder, psk_file, verify_peer = options.tls_certificates, options.tls_psk, options.tls_verify_peer
+    if folder is None and psk_file is None and not verify_peer:
+        return None
+    return TlsCredentials.for_server(folder, psk_file=psk_file, verify_peer=verify_peer)
 
 
 def listen_config(options: argparse.Namespace) -> ListenConfig:
@@ -73,14 +86,20 @@ def export_configs(options: argparse.Namespace) -> list[ExportConfig]:
     return list(configs.values())
 
 
-async def _serve(exports: list[ExportConfig], listen: ListenConfig, iothreads: int) -> None:
-    daemon = Daemon(iothreads=iothreads)
+async def _serve(
+    exports: list[ExportConfig],
+    listen: ListenConfig,
+    iothreads: int,
+    tls: TlsCredentials | None,
+    hints: dict[str, str],
+) -> None:
+    daemon = Daemon(iothreads=iothreads, tls=tls)
     with Ending(lambda: _give_up(daemon)) as ending:
         async with daemon:
             for config in exports:
                 await _add(daemon, config)
             await daemon.listen(listen)
-            _announce(daemon, exports)
+            _announce(daemon, exports, hints)
             throughput = Throughput(daemon)
             await _until(ending.wanted, throughput)
             in_flight = throughput.in_flight()
@@ -108,7 +127,13 @@ def _give_up(daemon: Daemon) -> str:
     return f"homeloop serve: gave up before the end; not flushed: {', '.join(left) or 'nothing'}"
 
 
-def _announce(daemon: Daemon, exports: list[ExportConfig]) -> None:
+def _hints(options: argparse.Namespace) -> dict[str, str]:
+    """What a client of this machine needs in its URI: it can use the same files, if it may read them."""
+    files = {"tls_certificates": options.tls_certificates, "tls_psk_file": options.tls_psk}
+    return {field: os.path.abspath(path) for field, path in files.items() if path is not None}
+
+
+def _announce(daemon: Daemon, exports: list[ExportConfig], hints: dict[str, str]) -> None:
     for config in exports:
         exported = daemon.exported[config.name]
         size = amount(exported.device.size)
@@ -116,11 +141,13 @@ def _announce(daemon: Daemon, exports: list[ExportConfig]) -> None:
         name = f"export {config.name!r}" if config.name else "the default export"
         screen.say(f"serving {config.source}, {size}, {rights}, as {name}, at home in {exported.iothread.name}")
         screen.say(f"  {daemon.server.uri(config.name)}")
-    uri = shlex.quote(daemon.server.uri(exports[0].name))
+    found = dataclasses.replace(parse_uri(daemon.server.uri(exports[0].name)), **hints)  # type: ignore[arg-type]
+    uri = shlex.quote(str(found))
     screen.say("try:")
     screen.say(f"  nbdinfo {uri}")
     screen.say(f"  nbdcopy --progress {uri} copy.img")
-    screen.say(f"  qemu-img convert -p -O qcow2 {uri} copy.qcow2")
+    if not found.tls:       # qemu-img takes its credentials apart from the URI
+        screen.say(f"  qemu-img convert -p -O qcow2 {uri} copy.qcow2")
     screen.say("Ctrl-C ends it.")
 
 

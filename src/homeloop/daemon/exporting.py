@@ -25,6 +25,7 @@ from homeloop.core.context import AioContext
 from homeloop.core.iothread import IOThread
 from homeloop.core.workers import to_worker
 from homeloop.errors import BlockError, UsageError, WrongState
+from homeloop.nbd.credentials import TlsCredentials
 from homeloop.nbd.protocol import pack_string
 from homeloop.nbd.server import Server, ServerLimits
 
@@ -66,11 +67,15 @@ class Daemon:
     start(), add_export() for each, then listen(): whoever can connect finds them all.
     """
 
-    def __init__(self, *, iothreads: int = 1, limits: ServerLimits | None = None) -> None:
+    def __init__(
+        self, *, iothreads: int = 1, limits: ServerLimits | None = None, tls: TlsCredentials | None = None
+    ) -> None:
+        """tls: nobody is served without."""
         if iothreads < 1:
             raise UsageError(f"{iothreads} IOThreads: there must be at least one")
         self._threads = [IOThread(f"iothread-{number}") for number in range(iothreads)]
         self._limits = limits
+        self._tls = tls
         self._server: Server | None = None              # from start() on
         self._exported: dict[str, Exported] = {}        # by name, in the order in which they were added; till closed
         self._folder: str | None = None                 # of the private socket
@@ -105,7 +110,7 @@ class Daemon:
     async def start(self) -> None:
         """Start the IOThreads. Cancelled or failed: close() ends those that run."""
         try:
-            self._server = Server(AioContext.of(), limits=self._limits)
+            self._server = Server(AioContext.of(), limits=self._limits, tls=self._tls)
             for iothread in self._threads:
                 await to_worker(iothread.start)
         except BaseException:
