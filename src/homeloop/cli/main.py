@@ -97,14 +97,7 @@ def _parser() -> argparse.ArgumentParser:
         "--size", type=_size, metavar="SIZE",
         help="make the image if it is missing, with so many bytes; k, M, G and T are powers of 1024",
     )
-    command.add_argument(
-        "--tls-certificates", metavar="FOLDER",
-        help="serve nobody without TLS; ca-cert.pem, server-cert.pem and server-key.pem are in this folder",
-    )
-    command.add_argument("--tls-verify-peer", action="store_true", help="clients need a certificate of ca-cert.pem")
-    command.add_argument(
-        "--tls-psk", metavar="FILE", help="the same with pre-shared keys instead: lines of user:key in hex digits"
-    )
+    _add_tls(command)
     command.set_defaults(run=serve)
 
     command = commands.add_parser(
@@ -126,6 +119,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=bench)
     return parser
+
+
+def _add_tls(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--tls-certificates", metavar="FOLDER",
+        help="serve nobody without TLS; ca-cert.pem, server-cert.pem and server-key.pem are in this folder",
+    )
+    command.add_argument("--tls-verify-peer", action="store_true", help="clients need a certificate of ca-cert.pem")
+    command.add_argument(
+        "--tls-psk", metavar="FILE", help="the same with pre-shared keys instead: lines of user:key in hex digits"
+    )
 
 
 def _version() -> str:
