@@ -23,6 +23,7 @@ import contextvars
 import enum
 import inspect
 import itertools
+import sys
 import types
 from collections.abc import Callable, Generator
 from collections.abc import Coroutine as CoroutineABC
@@ -42,6 +43,7 @@ from homeloop.core.loop import (
     take_awaited,
     unregister_task,
 )
+from homeloop.core.stacks import await_frames, stack_text, traceback_frames
 from homeloop.errors import WrongState
 
 if TYPE_CHECKING:
@@ -352,16 +354,17 @@ class Coroutine(Generic[T]):
         self._name = str(value)
 
     def get_stack(self, *, limit: int | None = None) -> list[types.FrameType]:
-        """The frames of the suspended coroutine, outermost first; [] if it runs or has ended."""
-        frames: list[types.FrameType] = []
-        coro: Any = self._coro
-        while coro is not None and (limit is None or len(frames) < limit):
-            frame = getattr(coro, "cr_frame", None)
-            if frame is None:
-                break
-            frames.append(frame)
-            coro = coro.cr_await
-        return frames
+        """The frames where it is suspended, outermost first, down to the innermost await (asyncio has the first alone);
+        those of the traceback, if it raised; [] if it returned. limit: the newest of the one, the oldest of the other.
+        """
+        if self._state is _DONE and self._exception is not None:
+            return traceback_frames(self._traceback, limit)
+        return await_frames(self._coro, limit)
+
+    def print_stack(self, *, limit: int | None = None, file: Any = None) -> None:
+        """Write get_stack() as text to file (None: sys.stderr), as asyncio.Task.print_stack."""
+        text = stack_text(repr(self), self.get_stack(limit=limit), self.outcome_error() if self.done() else None)
+        (sys.stderr if file is None else file).write(text)
 
     def add_done_callback(self, fn: Callable[[Any], object], *, context: contextvars.Context | None = None) -> None:
         """Call fn(self) from the home loop once it has ended, as asyncio does. Any thread."""
