@@ -81,7 +81,7 @@ async def _demo(image: str, folder: str) -> bool:
         exported = await daemon.add_export(ExportConfig(source=f"file:{image}", name="demo", read_only=True))
         await daemon.listen(ListenConfig())
         uri = daemon.server.uri("demo")
-        screen.say(f"serving {plural(exported.device.size, 'byte')}, at home in {exported.iothread.name}, as")
+        screen.say(f"serving {plural(exported.device.size, 'byte')}, at home in {exported.home_name}, as")
         screen.say(f"  {uri}")
         client = await connect(uri)
         try:
@@ -128,7 +128,7 @@ class Demo:
         self._folder = folder
         self._daemon = daemon
         self._device = daemon.exported["demo"].device
-        self._iothread: IOThread = daemon.exported["demo"].iothread
+        self._iothread: IOThread = daemon.iothreads[0]      # where all its exports are at home
         self._client = client
         self._main = AioContext.of()
         self._shared = _Shared()

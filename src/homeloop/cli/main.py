@@ -78,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "in flight, flush, and exit 0. A second Ctrl-C gives up on that.",
         allow_abbrev=False,
     )
-    command.add_argument("source", nargs="+", metavar="SOURCE", help="a raw image or block device, or memory:SIZE")
+    command.add_argument("source", nargs="*", metavar="SOURCE", help="a raw image or block device, or memory:SIZE")
     command.add_argument("--name", help="the export's name (default: the file's name; one SOURCE only)")
     where = command.add_mutually_exclusive_group()
     where.add_argument("--socket", metavar="PATH", help="listen on this unix socket (default: one in a private folder)")
@@ -98,6 +98,9 @@ def _parser() -> argparse.ArgumentParser:
         help="make the image if it is missing, with so many bytes; k, M, G and T are powers of 1024",
     )
     _add_tls(command)
+    command.add_argument(
+        "--control", metavar="PATH", help="take commands on this unix socket, as qemu-storage-daemon does (QMP)"
+    )
     command.set_defaults(run=serve)
 
     command = commands.add_parser(

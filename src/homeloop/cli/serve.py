@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import dataclasses
 import errno
 import os
@@ -17,6 +18,7 @@ from homeloop.cli.ending import Ending
 from homeloop.cli.words import amount, plural, screen
 from homeloop.core.runtime import run
 from homeloop.daemon.exporting import Daemon, ExportConfig, ListenConfig
+from homeloop.daemon.qmp.monitors import Monitors
 from homeloop.errors import BlockError, UsageError
 from homeloop.nbd.credentials import TlsCredentials
 from homeloop.nbd.uri import parse_uri
@@ -36,8 +38,10 @@ def serve(options: argparse.Namespace) -> int:
     listen = listen_config(options)
     if not 1 <= options.iothreads <= IOTHREADS_MAX:
         raise UsageError(f"--iothreads {options.iothreads}: it must be from 1 to {IOTHREADS_MAX}")
+    if not exports and options.control is None:
+        raise UsageError("nothing to serve: name a SOURCE, or a --control socket by which it will come")
     tls = tls_credentials(options)
-    run(_serve(exports, listen, options.iothreads, tls, _hints(options)))
+    run(_serve(exports, listen, options.iothreads, tls, _hints(options), options.control))
     return 0
 
 
@@ -92,14 +96,23 @@ async def _serve(
     iothreads: int,
     tls: TlsCredentials | None,
     hints: dict[str, str],
+    control: str | None,
 ) -> None:
     daemon = Daemon(iothreads=iothreads, tls=tls)
     with Ending(lambda: _give_up(daemon)) as ending:
-        async with daemon:
+        async with daemon, contextlib.AsyncExitStack() as stack:
             for config in exports:
                 await _add(daemon, config)
-            await daemon.listen(listen)
-            _announce(daemon, exports, hints)
+            if exports or listen != ListenConfig():
+                await daemon.listen(listen)
+            if exports:
+                _announce(daemon, exports, hints)
+            if control is not None:
+                monitors = Monitors(daemon, control)
+                stack.push_async_callback(monitors.close)
+                monitors.on_quit = ending.wanted.set
+                screen.say(f"control socket: {control}")
+            screen.say("Ctrl-C ends it.")
             throughput = Throughput(daemon)
             await _until(ending.wanted, throughput)
             in_flight = throughput.in_flight()
@@ -139,7 +152,7 @@ def _announce(daemon: Daemon, exports: list[ExportConfig], hints: dict[str, str]
         size = amount(exported.device.size)
         rights = "read-only" if exported.device.read_only else "writable"
         name = f"export {config.name!r}" if config.name else "the default export"
-        screen.say(f"serving {config.source}, {size}, {rights}, as {name}, at home in {exported.iothread.name}")
+        screen.say(f"serving {config.source}, {size}, {rights}, as {name}, at home in {exported.home_name}")
         screen.say(f"  {daemon.server.uri(config.name)}")
     found = dataclasses.replace(parse_uri(daemon.server.uri(exports[0].name)), **hints)  # type: ignore[arg-type]
     uri = shlex.quote(str(found))
@@ -148,7 +161,6 @@ def _announce(daemon: Daemon, exports: list[ExportConfig], hints: dict[str, str]
     screen.say(f"  nbdcopy --progress {uri} copy.img")
     if not found.tls:       # qemu-img takes its credentials apart from the URI
         screen.say(f"  qemu-img convert -p -O qcow2 {uri} copy.qcow2")
-    screen.say("Ctrl-C ends it.")
 
 
 async def _until(wanted: asyncio.Event, throughput: Throughput) -> None:
@@ -164,36 +176,26 @@ class Throughput:
     """What the exports of a daemon have moved, and how fast of late. The main context."""
 
     def __init__(self, daemon: Daemon) -> None:
-        self._server = daemon.server
-        self._devices = [exported.device for exported in daemon.exported.values()]
+        self._daemon = daemon
         self._then = time.monotonic()       # when line() was last asked
-        self._moved = self._count()         # and what it found
+        self._moved = daemon.nodes.moved()  # and what it found
 
     def line(self) -> str:
         """Since it was last asked, as one line."""
-        now, moved = time.monotonic(), self._count()
+        now, moved = time.monotonic(), self._daemon.nodes.moved()
         read, written, requests = (
             (new - old) / (now - self._then) for new, old in zip(moved, self._moved, strict=True)
         )
         self._then, self._moved = now, moved
-        clients = plural(self._server.statistics().connections, "client")
+        clients = plural(self._daemon.server.statistics().connections, "client")
         return f"{clients}   read {amount(read)}/s   written {amount(written)}/s   {requests:,.0f} requests/s"
 
     def summary(self) -> str:
         """All of it, as one line; also when the daemon has ended."""
-        read, written, requests = self._count()
-        clients = plural(self._server.statistics().accepted, "client")
+        read, written, requests = self._daemon.nodes.moved()
+        clients = plural(self._daemon.server.statistics().accepted, "client")
         return f"{clients}, {plural(requests, 'request')}, {amount(read)} read, {amount(written)} written"
 
     def in_flight(self) -> int:
         """Requests that wait for a device just now."""
-        return sum(device.in_flight for device in self._devices)
-
-    def _count(self) -> tuple[int, int, int]:
-        """Bytes read, bytes written, requests: since the start, over all exports."""
-        counts = [device.statistics() for device in self._devices]
-        return (
-            sum(count.read_bytes for count in counts),
-            sum(count.written_bytes for count in counts),
-            sum(count.reads + count.writes + count.flushes + count.trims + count.write_zeroes for count in counts),
-        )
+        return sum(exported.device.in_flight for exported in self._daemon.exports.values())

@@ -46,9 +46,10 @@ from homeloop.nbd.sending import SendQueue
 from homeloop.nbd.tls import Watcher, Wire, watcher_of
 from homeloop.nbd.transmission import Request, RequestReader
 
-__all__ = ["Connection", "ConnectionLimits", "ConnectionStatistics", "Spawn"]
+__all__ = ["Connection", "ConnectionLimits", "ConnectionStatistics", "OnError", "Spawn"]
 
 Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], object]
+OnError: TypeAlias = Callable[[int, BlockError], object]  # of a request that failed: its command, and why
 # command, command flags, cookie, offset, length: a request as its reply needs it
 _Asked: TypeAlias = tuple[int, int, int, int, int]
 
@@ -130,6 +131,7 @@ class Connection:
         spawn: Spawn,
         on_closed: Callable[[Connection, BaseException | None], None],
         read_only: bool = False,
+        on_error: OnError | None = None,
         agreed: Agreed | None = None,
         limits: ConnectionLimits | None = None,
     ) -> None:
@@ -138,6 +140,7 @@ class Connection:
         self._device = device
         self._spawn = spawn
         self._on_closed = on_closed
+        self._on_error = on_error
         self._limits = limits if limits is not None else ConnectionLimits()
         self._payload_bytes_max = min(device.block_size.maximum, self._limits.payload_bytes_max)
         agreed = agreed if agreed is not None else Agreed()
@@ -419,8 +422,10 @@ class Connection:
 
     def _refuse(self, asked: _Asked, error: BlockError) -> None:
         """Queue the reply to a request that failed."""
-        _command, flags, cookie, offset, _length = asked
+        command, flags, cookie, offset, _length = asked
         self._errors += 1
+        if self._on_error is not None:
+            self._on_error(command, error)
         number = wire_errno(error.errno, fast_zero=bool(flags & _FAST_ZERO))
         self._out.append(self._answers.refused(cookie, offset, number, error.text))
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from homeloop.block.device import Device, DeviceStatistics
 from homeloop.core.context import AioContext
-from homeloop.nbd.connection import Connection, ConnectionStatistics
+from homeloop.nbd.connection import Connection, ConnectionStatistics, OnError
 from homeloop.nbd.handshake import ExportInfo
 from homeloop.nbd.protocol import TransmissionFlag, pack_string
 
@@ -63,6 +63,7 @@ class Export:
         description: str = "",
         read_only: bool = False,
         tls_only: bool = False,
+        on_error: OnError | None = None,
         payload_bytes_max: int,
     ) -> None:
         """Raises ValueError for a name or description that the protocol cannot carry (H9).
@@ -74,6 +75,7 @@ class Export:
         self.name = name
         self.device = device
         self.context = context
+        self.on_error = on_error
         self.number = number
         self.read_only = read_only or device.read_only
         self._info = ExportInfo(

@@ -25,7 +25,7 @@ from homeloop.core.context import AioContext
 from homeloop.core.coroutine import Coroutine
 from homeloop.core.starting import start_now
 from homeloop.errors import PeerError, UsageError, WrongState, WrongThread
-from homeloop.nbd.connection import Connection, ConnectionLimits
+from homeloop.nbd.connection import Connection, ConnectionLimits, OnError
 from homeloop.nbd.credentials import TlsCredentials
 from homeloop.nbd.export import Export, ExportStatistics, Offers
 from homeloop.nbd.handshake import Ended, Handshake, HandshakeLimits, Negotiated, TlsMode, find_export
@@ -280,6 +280,7 @@ class Server:
             spawn=functools.partial(start_now, context),
             on_closed=functools.partial(self._ended_at_home, export),
             read_only=export.read_only,
+            on_error=export.on_error,
             agreed=end.agreed,
             limits=self._limits.connection,
         )
@@ -320,10 +321,12 @@ class Server:
         description: str = "",
         read_only: bool = False,
         tls_only: bool = False,
+        on_error: OnError | None = None,
     ) -> Export:
         """Offer a device under a name; its requests run in `context` (None: the server's own).
 
-        tls_only: to clients with TLS; UsageError if the server has no credentials for that.
+        tls_only: to clients with TLS; UsageError if the server has no credentials for that. on_error(command, error)
+        is called there for each request that is answered with an error.
 
         The device stays the caller's, to be closed after remove_export() or close(). ValueError for a name
         that the protocol cannot carry, WrongState if the name is taken.
@@ -343,6 +346,7 @@ class Server:
             description=description,
             read_only=read_only,
             tls_only=tls_only,
+            on_error=on_error,
             payload_bytes_max=self._limits.connection.payload_bytes_max,
         )
         self._exports[name] = export

@@ -1,0 +1,279 @@
+"""What the commands do, end to end over the control socket: nodes, exports, IOThreads, events."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from homeloop.block.driver import BytesLike
+from homeloop.block.file import File
+from homeloop.core.current import current_context
+from homeloop.core.runtime import run
+from homeloop.errors import BlockError
+from homeloop.nbd.client import connect as nbd_connect
+from tests.daemon.qmp.control import LIMIT_S, Failed, connect, controlled
+
+MIB = 1 << 20
+
+
+class Picky:
+    """A driver for driver=python: says where it was asked, fails what it is told to, waits for a gate."""
+
+    asked_in: list[str] = []            # noqa: RUF012 - the test looks at it
+    closed = 0
+    gate: threading.Event | None = None
+
+    def __init__(self, size: int = MIB, fail: str = "") -> None:
+        self.size = size
+        self._fail = fail
+
+    async def read(self, offset: int, length: int) -> BytesLike:
+        context = current_context()
+        assert context is not None
+        Picky.asked_in.append(context.name)
+        if self._fail == "read":
+            raise OSError(errno.EIO, "the head crashed")
+        if Picky.gate is not None:
+            gate = Picky.gate
+            await asyncio.get_running_loop().run_in_executor(None, gate.wait, LIMIT_S)
+        return bytes(length)
+
+    async def write(self, offset: int, data: BytesLike) -> None:
+        if self._fail == "write":
+            raise OSError(errno.ENOSPC, "full")
+
+    def close(self) -> None:
+        Picky.closed += 1
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    Picky.asked_in.clear()
+    Picky.closed = 0
+    Picky.gate = None
+
+
+def picky(name: str, **options: Any) -> dict[str, Any]:
+    return {"driver": "python", "node_name": name, "module": __name__, "class": "Picky", "options": options}
+
+
+async def serving(client: Any, tmp_path: Path) -> None:
+    address = {"type": "unix", "data": {"path": str(tmp_path / "nbd")}}
+    await client.run("nbd-server-start", addr=address)
+
+
+def uri(tmp_path: Path, name: str) -> str:
+    return f"nbd+unix:///{name}?socket={tmp_path / 'nbd'}"
+
+
+def test_from_image_to_client_and_back(tmp_path: Path) -> None:
+    """File, raw window, IOThread, export; a client writes; all of it goes again; the image has it and is free."""
+    image = tmp_path / "a.img"
+    image.write_bytes(bytes(MIB))
+
+    async def main() -> None:
+        async with controlled(tmp_path) as (daemon, _monitors, client):
+            await client.run("object-add", qom_type="iothread", id="io0")
+            await client.run("blockdev-add", driver="file", node_name="disk", filename=str(image))
+            await client.run("blockdev-add", driver="raw", node_name="part", file="disk", offset=4096, size=8192)
+            await serving(client, tmp_path)
+            await client.run(
+                "block-export-add", type="nbd", id="e0", node_name="part", writable=True, iothread="io0", name="x"
+            )
+            assert daemon.exports["e0"].home_name == "io0"
+            async with nbd_connect(uri(tmp_path, "x")) as nbd:
+                assert nbd.info.size == 8192
+                await nbd.write(0, b"behind the window")
+            for name, says in (("disk", "Block device disk is in use"), ("part", "Node part is in use")):
+                with pytest.raises(Failed, match=says):
+                    await client.run("blockdev-del", node_name=name)
+            with pytest.raises(Failed, match="object 'io0' is in use, can not be deleted: export 'e0'"):
+                await client.run("object-del", id="io0")
+            await client.run("block-export-del", id="e0")
+            assert [event["event"] for event in client.events] == ["BLOCK_EXPORT_DELETED"]
+            await client.run("object-del", id="io0")
+            await client.run("blockdev-del", node_name="part")
+            await client.run("blockdev-del", node_name="disk")
+            assert await client.run("query-named-block-nodes") == []
+            File(str(image)).close()        # unlocked: else BlockError(EBUSY)
+
+    run(main())
+    assert image.read_bytes()[4096:4096 + 17] == b"behind the window"
+
+
+def test_inline_children_go_with_their_parent(tmp_path: Path) -> None:
+    """Also when the parent cannot be opened; nobody can name them."""
+    async def main() -> None:
+        async with controlled(tmp_path) as (_daemon, _monitors, client):
+            inline = {"driver": "python", "module": __name__, "class": "Picky"}
+            with pytest.raises(Failed, match="Offset"):
+                await client.run("blockdev-add", driver="raw", node_name="r", file=inline, offset=2 * MIB)
+            assert Picky.closed == 1
+            await client.run("blockdev-add", driver="raw", node_name="r", file=inline)
+            names = [node["node-name"] for node in await client.run("query-named-block-nodes")]
+            assert names[0] == "r"
+            assert names[1].startswith("#block")
+            with pytest.raises(Failed, match="not owned by the monitor"):
+                await client.run("blockdev-del", node_name=names[1])
+            await client.run("blockdev-del", node_name="r")
+            assert Picky.closed == 2
+            assert await client.run("query-named-block-nodes") == []
+
+    run(main())
+
+
+def test_requests_run_in_the_exports_iothread(tmp_path: Path) -> None:
+    """And a driver of a user's, once used in one, does not move to another."""
+    async def main() -> None:
+        async with controlled(tmp_path) as (_daemon, _monitors, client):
+            for name in ("io0", "io1"):
+                await client.run("object-add", qom_type="iothread", id=name)
+            await client.run("blockdev-add", **picky("p"))
+            await serving(client, tmp_path)
+            await client.run("block-export-add", type="nbd", id="e0", node_name="p", iothread="io0")
+            async with nbd_connect(uri(tmp_path, "p")) as nbd:
+                await nbd.read(0, 512)
+            assert Picky.asked_in == ["io0"]
+            with pytest.raises(Failed, match="Cannot change iothread of active block backend"):
+                await client.run(
+                    "block-export-add", type="nbd", id="e1", node_name="p", name="y", iothread="io1",
+                    fixed_iothread=True,
+                )
+            await client.run("block-export-add", type="nbd", id="e1", node_name="p", name="y", iothread="io1")
+            await client.run("block-export-del", id="e0")
+            await client.run("block-export-del", id="e1")
+            with pytest.raises(Failed, match="node 'p'"):
+                await client.run("object-del", id="io0")
+            await client.run("object-del", id="io1")
+            await client.run("blockdev-del", node_name="p")
+            await client.run("object-del", id="io0")
+
+    run(main())
+
+
+def test_io_errors_are_events_and_few(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with controlled(tmp_path) as (_daemon, _monitors, client):
+            await client.run("blockdev-add", **picky("p", fail="read"))
+            await serving(client, tmp_path)
+            await client.run("block-export-add", type="nbd", id="e0", node_name="p")
+            async with nbd_connect(uri(tmp_path, "p")) as nbd:
+                for _ in range(50):
+                    with pytest.raises(BlockError, match="head crashed"):
+                        await nbd.read(0, 512)
+            await client.run("query-version")
+            events = [event for event in client.events if event["event"] == "BLOCK_IO_ERROR"]
+            assert 1 <= len(events) < 25        # one a second; 50 requests take no 25
+            data = events[0]["data"]
+            assert (data["node-name"], data["operation"], data["nospace"]) == ("p", "read", False)
+            assert "head crashed" in data["reason"]
+
+    run(main())
+
+
+def test_removing_an_export_that_is_in_use(tmp_path: Path) -> None:
+    """safe refuses, as QEMU does; hard cuts off; a request that hangs does not hang the monitor."""
+    async def main() -> None:
+        gate = Picky.gate = threading.Event()
+        async with controlled(tmp_path) as (_daemon, _monitors, client):
+            await client.run("object-add", qom_type="iothread", id="io0")
+            await client.run("blockdev-add", **picky("p"))
+            await serving(client, tmp_path)
+            await client.run("block-export-add", type="nbd", id="e0", node_name="p", iothread="io0")
+            nbd = await nbd_connect(uri(tmp_path, "p"))
+            reading = asyncio.ensure_future(nbd.read(0, 512))
+            async with asyncio.timeout(LIMIT_S):
+                while not Picky.asked_in:       # noqa: ASYNC110 - noted in another thread
+                    await asyncio.sleep(0)
+            with pytest.raises(Failed, match="export 'e0' still in use"):
+                await client.run("block-export-del", id="e0")
+            await client.run("block-export-del", id="e0", mode="hard")
+            assert (await client.run("query-block-exports"))[0]["shutting-down"] is True
+            assert client.events == []
+            with pytest.raises(Failed, match="already shutting down"):
+                await client.run("block-export-del", id="e0")
+            gate.set()
+            assert (await client.line())["event"] == "BLOCK_EXPORT_DELETED"
+            assert await client.run("query-block-exports") == []
+            await asyncio.gather(reading, return_exceptions=True)
+            await nbd.close()
+
+    run(main())
+
+
+def test_two_clients_want_one_name_at_once(tmp_path: Path) -> None:
+    """One gets it, the other an error; no node is lost and none is there twice."""
+    async def main() -> None:
+        async with controlled(tmp_path) as (_daemon, _monitors, client):
+            other = await connect(tmp_path / "control")
+            ends = await asyncio.gather(
+                *(one.run("blockdev-add", **picky("p")) for one in (client, other)), return_exceptions=True
+            )
+            assert sorted(map(str, ends)) == ["Duplicate nodes with node-name='p'", "{}"]
+            assert len(await other.run("query-named-block-nodes")) == 1
+            await other.close()
+
+    run(main())
+    assert Picky.closed == 1
+
+
+@pytest.mark.parametrize(("options", "says"), [
+    ({"module": "no.such"}, "Could not import 'no.such': ModuleNotFoundError"),
+    ({"class": "NoSuch"}, "has no class 'NoSuch'"),
+    ({"options": {"x": 1}}, "Could not make 'Picky': TypeError"),
+    ({"options": {"size": "x"}}, "size is 'x'"),
+])
+def test_python_drivers_that_cannot_be(tmp_path: Path, options: dict[str, Any], says: str) -> None:
+    async def main() -> None:
+        async with controlled(tmp_path) as (_daemon, _monitors, client):
+            with pytest.raises(Failed, match=says):
+                await client.run("blockdev-add", **picky("p") | options)
+            assert await client.run("query-named-block-nodes") == []
+            await client.run("blockdev-add", **picky("p"))      # the name is free again
+
+    run(main())
+
+
+def test_iothread_properties(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with controlled(tmp_path) as (daemon, _monitors, client):
+            await client.run("object-add", qom_type="iothread", id="io0", poll_max_ns=5000, thread_pool_max=3)
+            shown = {thread["id"]: thread for thread in await client.run("query-iothreads")}
+            assert shown["io0"]["poll-max-ns"] == 5000
+            assert shown["io0"]["thread-id"] in {thread.native_id for thread in threading.enumerate()}
+            await client.run("qom-set", path="/objects/io0", property="poll-max-ns", value=7000)
+            assert await client.run("qom-get", path="io0", property="poll-max-ns") == 7000
+            polling = daemon.objects["io0"].context.statistics().polling
+            assert polling is not None
+            assert polling.maximum_ns == 7000
+            with pytest.raises(Failed, match="not writable"):
+                await client.run("qom-set", path="io0", property="thread-pool-max", value=7)
+
+    run(main())
+
+
+def test_server_stops_and_starts_again(tmp_path: Path) -> None:
+    """Stopping cuts clients off and takes the exports along; another limit holds for the next."""
+    async def main() -> None:
+        async with controlled(tmp_path) as (_daemon, _monitors, client):
+            await client.run("blockdev-add", driver="memory", node_name="m", size=MIB)
+            for _ in range(2):
+                await serving(client, tmp_path)
+                await client.run("block-export-add", type="nbd", id="e0", node_name="m")
+                nbd = await nbd_connect(uri(tmp_path, ""))      # the default export: there is one
+                await client.run("nbd-server-stop")
+                await nbd.close()
+                with pytest.raises(OSError):
+                    await nbd_connect(uri(tmp_path, "m"))
+            assert [event["data"]["id"] for event in client.events] == ["e0", "e0"]
+            with pytest.raises(Failed, match=r"Failed to bind socket to .*: No such file or directory"):
+                address = {"type": "unix", "data": {"path": "/no/such/folder/x"}}
+                await client.run("nbd-server-start", addr=address)
+            await serving(client, tmp_path)
+
+    run(main())
