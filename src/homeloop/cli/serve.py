@@ -39,7 +39,7 @@ def serve(options: argparse.Namespace) -> int:
     if not 1 <= options.iothreads <= IOTHREADS_MAX:
         raise UsageError(f"--iothreads {options.iothreads}: it must be from 1 to {IOTHREADS_MAX}")
     if not exports and options.control is None:
-        raise UsageError("nothing to serve: name a SOURCE, or a --control socket by which it will come")
+        raise UsageError("the following arguments are required: SOURCE (homeloop serve --help explains)")
     tls = tls_credentials(options)
     run(_serve(exports, listen, options.iothreads, tls, _hints(options), options.control))
     return 0

@@ -14,6 +14,7 @@ from homeloop.block.driver import BytesLike
 from homeloop.block.file import File
 from homeloop.core.current import current_context
 from homeloop.core.runtime import run
+from homeloop.daemon.exporting import Daemon
 from homeloop.errors import BlockError
 from homeloop.nbd.client import connect as nbd_connect
 from tests.daemon.qmp.control import LIMIT_S, Failed, connect, controlled
@@ -71,6 +72,15 @@ def uri(tmp_path: Path, name: str) -> str:
     return f"nbd+unix:///{name}?socket={tmp_path / 'nbd'}"
 
 
+async def nobody_left(daemon: Daemon, id: str) -> None:
+    """Wait until the server has seen that the export's clients went away."""
+    export = daemon.exports[id].export
+    assert export is not None
+    async with asyncio.timeout(LIMIT_S):
+        while export.connections:       # noqa: ASYNC110 - of states that no event announces
+            await asyncio.sleep(0)
+
+
 def test_from_image_to_client_and_back(tmp_path: Path) -> None:
     """File, raw window, IOThread, export; a client writes; all of it goes again; the image has it and is free."""
     image = tmp_path / "a.img"
@@ -94,6 +104,7 @@ def test_from_image_to_client_and_back(tmp_path: Path) -> None:
                     await client.run("blockdev-del", node_name=name)
             with pytest.raises(Failed, match="object 'io0' is in use, can not be deleted: export 'e0'"):
                 await client.run("object-del", id="io0")
+            await nobody_left(daemon, "e0")
             await client.run("block-export-del", id="e0")
             assert [event["event"] for event in client.events] == ["BLOCK_EXPORT_DELETED"]
             await client.run("object-del", id="io0")
@@ -130,7 +141,7 @@ def test_inline_children_go_with_their_parent(tmp_path: Path) -> None:
 def test_requests_run_in_the_exports_iothread(tmp_path: Path) -> None:
     """And a driver of a user's, once used in one, does not move to another."""
     async def main() -> None:
-        async with controlled(tmp_path) as (_daemon, _monitors, client):
+        async with controlled(tmp_path) as (daemon, _monitors, client):
             for name in ("io0", "io1"):
                 await client.run("object-add", qom_type="iothread", id=name)
             await client.run("blockdev-add", **picky("p"))
@@ -145,6 +156,7 @@ def test_requests_run_in_the_exports_iothread(tmp_path: Path) -> None:
                     fixed_iothread=True,
                 )
             await client.run("block-export-add", type="nbd", id="e1", node_name="p", name="y", iothread="io1")
+            await nobody_left(daemon, "e0")
             await client.run("block-export-del", id="e0")
             await client.run("block-export-del", id="e1")
             with pytest.raises(Failed, match="node 'p'"):
