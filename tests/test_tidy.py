@@ -35,6 +35,9 @@ LEVEL_OF = {name: level for level, names in enumerate(reversed(LAYERS)) for name
 # Bytes in, events and bytes out. A module whose docstring calls it pure in the first line counts too.
 PURE = {
     "homeloop.block.extents",
+    "homeloop.daemon.qmp.arguments",
+    "homeloop.daemon.qmp.parsing",
+    "homeloop.daemon.qmp.session",
     "homeloop.nbd.chunks",
     "homeloop.nbd.client_handshake",
     "homeloop.nbd.protocol",

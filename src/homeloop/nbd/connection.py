@@ -46,10 +46,9 @@ from homeloop.nbd.sending import SendQueue
 from homeloop.nbd.tls import Watcher, Wire, watcher_of
 from homeloop.nbd.transmission import Request, RequestReader
 
-__all__ = ["Connection", "ConnectionLimits", "ConnectionStatistics", "OnError", "Spawn"]
+__all__ = ["Connection", "ConnectionLimits", "ConnectionStatistics", "Spawn"]
 
 Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], object]
-OnError: TypeAlias = Callable[[int, BlockError], object]  # of a request that failed: its command, and why
 # command, command flags, cookie, offset, length: a request as its reply needs it
 _Asked: TypeAlias = tuple[int, int, int, int, int]
 
@@ -131,7 +130,7 @@ class Connection:
         spawn: Spawn,
         on_closed: Callable[[Connection, BaseException | None], None],
         read_only: bool = False,
-        on_error: OnError | None = None,
+        on_error: Callable[[int, BlockError], object] | None = None,
         agreed: Agreed | None = None,
         limits: ConnectionLimits | None = None,
     ) -> None:
@@ -139,12 +138,10 @@ class Connection:
         self._sock = sock  # non-blocking; ours from now on
         self._device = device
         self._spawn = spawn
-        self._on_closed = on_closed
-        self._on_error = on_error
+        self._on_closed, self._on_error = on_closed, on_error
         self._limits = limits if limits is not None else ConnectionLimits()
         self._payload_bytes_max = min(device.block_size.maximum, self._limits.payload_bytes_max)
-        agreed = agreed if agreed is not None else Agreed()
-        self._agreed = agreed
+        self._agreed = agreed = agreed if agreed is not None else Agreed()
         self._answers = answers_for(agreed)
         self._commands = Commands(
             device, agreed, read_only=read_only, payload_bytes_max=self._payload_bytes_max

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from homeloop.block.device import Device, DeviceStatistics
 from homeloop.core.context import AioContext
-from homeloop.nbd.connection import Connection, ConnectionStatistics, OnError
+from homeloop.errors import BlockError
+from homeloop.nbd.connection import Connection, ConnectionStatistics
 from homeloop.nbd.handshake import ExportInfo
 from homeloop.nbd.protocol import TransmissionFlag, pack_string
 
-__all__ = ["Export", "ExportStatistics", "Offers", "transmission_flags"]
+__all__ = ["Export", "ExportStatistics", "Offers", "OnError", "transmission_flags"]
+
+OnError: TypeAlias = Callable[[int, BlockError], object]  # of a request that failed: its command, and why
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
