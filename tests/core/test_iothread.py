@@ -246,6 +246,18 @@ def test_rule14_stop_from_another_iothread_is_refused(inside: Callable[..., Any]
         assert io.call(returned(lambda: 1)) == 1
 
 
+def test_rule14_stop_of_an_ended_iothread_from_another() -> None:
+    """What the refusal advises works in a `with` block, whose end stops it once more."""
+    async def body() -> str:
+        with homeloop.IOThread() as inner:
+            answer = await inner.run(returned(lambda: "answer"))
+            await homeloop.to_worker(inner.stop)
+        return answer
+
+    with homeloop.IOThread() as io:
+        assert io.call(body(), timeout=LIMIT_S) == "answer"
+
+
 @pytest.mark.parametrize("inside", [in_callback, in_coroutine])
 def test_rule14_stop_from_the_main_home_serves_main(inside: Callable[..., Any]) -> None:
     """What the IOThread's coroutines need of main while they end, they get.

@@ -75,6 +75,8 @@ class ContextThread:
         Any thread that may wait for it (rule 11): the main context's home serves its loop meanwhile; from
         itself or another IOThread WouldDeadlock. Twice is fine; before start() it only refuses a start.
         """
+        if self._ended and not self._thread.is_alive():
+            return                      # nobody waits: from an IOThread, too, that left the stop to a worker
         here = current_context()
         if threading.current_thread() is self._thread:
             raise WouldDeadlock(f"{self.name} would wait for its own end: stop it from another thread")
