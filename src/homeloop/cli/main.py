@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from homeloop.block.opening import parse_size
 from homeloop.cli.bench import bench
+from homeloop.cli.copy import copy_command
 from homeloop.cli.demo import demo
 from homeloop.cli.serve import serve
 from homeloop.cli.words import StatusAwareHandler, screen, sentence
@@ -103,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=serve)
 
+    _add_copy(commands)
     command = commands.add_parser(
         "demo",
         help="show what homeloop is: an image, an IOThread, real clients, plain threads under the big lock",
@@ -133,6 +135,40 @@ def _add_tls(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tls-psk", metavar="FILE", help="the same with pre-shared keys instead: lines of user:key in hex digits"
     )
+
+
+def _add_copy(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser(
+        "copy",
+        help="copy one device to another: images, NBD exports, memory",
+        description="Copy SOURCE to the beginning of TARGET: each a raw image, an NBD URI, or any other device that "
+        "serve takes. An image that is missing is made; one that is there must be large enough. Holes stay holes. Ends "
+        "with a flush.",
+        allow_abbrev=False,
+    )
+    command.add_argument("source", metavar="SOURCE")
+    command.add_argument("target", metavar="TARGET")
+    command.add_argument(
+        "--connections", type=_count, default=2, metavar="N",
+        help="threads that copy, each with a connection of its own to an export that allows several (default: 2)",
+    )
+    command.add_argument(
+        "--requests", type=_count, default=16, metavar="N", help="requests in flight on each of them (default: 16)"
+    )
+    command.add_argument(
+        "--request-size", type=_size, default=256 << 10, metavar="SIZE", help="of one request (default: 256k)"
+    )
+    command.add_argument("--no-sparse", action="store_true", help="do not ask the source for holes: copy every byte")
+    command.add_argument(
+        "--detect-zeroes", action="store_true", help="make holes of zeroes that the source calls data, 64 KiB at least"
+    )
+    command.add_argument("--no-flush", action="store_true", help="do not wait until the target is on stable storage")
+    after = command.add_mutually_exclusive_group()
+    after.add_argument("--verify", action="store_true", help="compare the two afterwards")
+    after.add_argument(
+        "--compare-only", action="store_true", help="copy nothing, compare: exit status 1 if they differ"
+    )
+    command.set_defaults(run=copy_command)
 
 
 def _version() -> str:
