@@ -9,7 +9,18 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from bench import machine, report, rows_call, rows_loop, rows_memory, rows_nbd, rows_run, rows_sync, rows_wake
+from bench import (
+    machine,
+    report,
+    rows_call,
+    rows_copy,
+    rows_loop,
+    rows_memory,
+    rows_nbd,
+    rows_run,
+    rows_sync,
+    rows_wake,
+)
 from bench.measure import Plan, Row, RowResult, measure
 from bench.rows_nbd import NbdPlan
 
@@ -46,6 +57,7 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
         *rows_sync.rows(),
         *rows_memory.rows(),
         *rows_nbd.rows(NBD_QUICK if options.quick else NBD_FULL),
+        *rows_copy.rows((NBD_QUICK if options.quick else NBD_FULL).size),
     ]
     return [row for row in rows if options.only is None or re.search(options.only, row.name, re.IGNORECASE)]
 
