@@ -6,6 +6,7 @@ HomeloopError
   PeerError         the other side broke the protocol: its connection ends, nobody else is disturbed
     ConnectionLost  it went away, or the network did
   BlockError        one request of a block device failed: the device goes on
+    ConnectionDropped   ... and who asked for it gets no answer: its connection is cut
   WouldBlock        only from *_nowait: it is not to be had now
   ChannelClosed     the channel takes no more items, or has no more
   BarrierBroken     somebody gave the barrier up
@@ -22,6 +23,7 @@ __all__ = [
     "BarrierBroken",
     "BlockError",
     "ChannelClosed",
+    "ConnectionDropped",
     "ConnectionLost",
     "ContextClosed",
     "HomeloopError",
@@ -89,6 +91,13 @@ class BlockError(HomeloopError):
         self.errno = errno
         self.text = text or os.strerror(errno)
         super().__init__(f"{errno_names.errorcode.get(errno, errno)}: {self.text}")
+
+
+class ConnectionDropped(BlockError):
+    """A driver's way to cut the connection of a request instead of answering it; inside a program, an error."""
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(errno_names.ECONNRESET, text)
 
 
 class WouldBlock(HomeloopError):

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from homeloop.block.faults import Faults
 from homeloop.block.file import File
 from homeloop.block.filters.cache import Cache
 from homeloop.block.filters.cow import Cow
@@ -40,6 +41,8 @@ def _file(folder: Path, numbers: itertools.count[int]) -> File:
 
 # Each is made over memory, which never waits; over a file, whose workers do; and over coroutines.
 FILTERS: dict[str, Callable[[Any], Any]] = {
+    "faults": Faults(seed=1).over,
+    "faults-volatile": lambda below: Faults(seed=1, volatile=True).over(below),
     "filter": Filter,
     "funnel": Funnel,
     "cache": lambda below: Cache(below, size=16 << 10, block=4096),

@@ -2,11 +2,14 @@
 
 A driver may be a class of ten lines: homeloop.block.driver has its contract. Device takes one over and is
 what exports and programs talk to. Memory, File and Null are drivers that come along; open_device() finds others by
-their names.
+their names. Faults let a device fail by a script; homeloop.block.filters has drivers over a driver.
 """
 
 from homeloop.block.device import Answer, Device, DeviceStatistics
 from homeloop.block.driver import BlockSize, BytesLike, Driver, ThreadModel
+from homeloop.block.fates import Stall
+from homeloop.block.fault_filter import FaultFilter
+from homeloop.block.faults import Faults, Happened, Rule
 from homeloop.block.file import File
 from homeloop.block.memory import Memory
 from homeloop.block.null import Null
@@ -20,10 +23,15 @@ __all__ = [
     "Device",
     "DeviceStatistics",
     "Driver",
+    "FaultFilter",
+    "Faults",
     "File",
+    "Happened",
     "Memory",
     "Null",
+    "Rule",
     "Spec",
+    "Stall",
     "ThreadModel",
     "default_name",
     "open_device",

@@ -26,9 +26,10 @@ from typing import Any, Final, TypeAlias
 
 from homeloop.block.device import Device
 from homeloop.block.lane import Queued
-from homeloop.errors import BlockError, ContextClosed, PeerError
+from homeloop.errors import BlockError, ConnectionDropped, ContextClosed, PeerError
 from homeloop.nbd.answers import answers_for
 from homeloop.nbd.commands import Commands
+from homeloop.nbd.counting import ConnectionStatistics
 from homeloop.nbd.handshake import Agreed
 from homeloop.nbd.protocol import (
     CHUNK_DONE,
@@ -46,7 +47,7 @@ from homeloop.nbd.sending import SendQueue
 from homeloop.nbd.tls import Watcher, Wire, watcher_of
 from homeloop.nbd.transmission import Request, RequestReader
 
-__all__ = ["Connection", "ConnectionLimits", "ConnectionStatistics", "Spawn"]
+__all__ = ["Connection", "ConnectionLimits", "Spawn"]
 
 Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], object]
 # command, command flags, cookie, offset, length: a request as its reply needs it
@@ -78,20 +79,6 @@ class ConnectionLimits:
     turn_requests_max: int = 256  # then others get their turn: about 1.5 ms of inline requests
     turn_bytes_max: int = 4 << 20
     linger_s: float = 10.0  # for the client to take its last replies
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionStatistics:
-    """One moment of one connection; counts are since its start."""
-
-    peer: str
-    requests: int  # answered or in flight
-    errors: int  # of them, answered with an error
-    received_bytes: int
-    sent_bytes: int
-    in_flight: int
-    unsent_bytes: int
-    paused: int  # how often back-pressure stopped the reading
 
 
 class _State(Enum):
@@ -342,8 +329,13 @@ class Connection:
                 try:
                     answer = read(offset, length, on_queued)
                 except BlockError as error:
+                    out.unsent_bytes += size
+                    turn_bytes += size
+                    size = 0
                     self._refuse((_READ, 0, cookie, offset, length), error)
-                    continue
+                    if self._state is _State.OPEN:
+                        continue
+                    break
                 kind = type(answer)
                 if kind is CoroutineType:
                     self._start(answer, (_READ, 0, cookie, offset, length), length)
@@ -418,7 +410,11 @@ class Connection:
             append(self._answers.done(cookie, offset))
 
     def _refuse(self, asked: _Asked, error: BlockError) -> None:
-        """Queue the reply to a request that failed."""
+        """Queue the reply to a request that failed; or there is none, and no other from here on."""
+        if isinstance(error, ConnectionDropped):
+            self._flush()  # the replies to what came before
+            self._close_socket()
+            return
         command, flags, cookie, offset, _length = asked
         self._errors += 1
         if self._on_error is not None:

@@ -9,7 +9,8 @@ from typing import TypeAlias
 from homeloop.block.device import Device, DeviceStatistics
 from homeloop.core.context import AioContext
 from homeloop.errors import BlockError
-from homeloop.nbd.connection import Connection, ConnectionStatistics
+from homeloop.nbd.connection import Connection
+from homeloop.nbd.counting import ConnectionStatistics
 from homeloop.nbd.handshake import ExportInfo
 from homeloop.nbd.protocol import TransmissionFlag, pack_string
 

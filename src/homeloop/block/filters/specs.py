@@ -29,7 +29,7 @@ from homeloop.block.filters.readahead import Readahead
 from homeloop.block.filters.readonly import Readonly
 from homeloop.block.filters.requests import kinds_of
 from homeloop.block.filters.retry import Retry
-from homeloop.block.opening import parse_size
+from homeloop.block.sizes import parse_size
 from homeloop.errors import UsageError
 
 __all__ = ["FilterSpec", "apply_filters", "parse_filter"]
