@@ -201,7 +201,7 @@ def run_suite(suite: Suite, pattern: str | None) -> bool:
     between = time.monotonic()
     ours = run(place, "ours", stock=False, arguments=arguments)
     print(f"{suite.name}: {between - began:.0f} s on asyncio's loop, {time.monotonic() - between:.0f} s on ours")
-    verdict = judge(ours, stock, expected, whole=pattern is None)
+    verdict = judge(ours, stock, expected, whole=pattern is None, at_least=suite.at_least)
     unsteady = run_again(place, verdict)
     tell(place, verdict, (ours, stock), unsteady)
     return verdict.good

@@ -18,6 +18,7 @@ class Suite:
     package: str = ""           # its code, in the root of the source distribution: would hide the installed one
     arguments: tuple[str, ...] = ()
     select: str = ""            # pytest's -k: what can be told by name
+    at_least: int = 1           # so many tests pass, give or take what a machine cannot: else something is left out
     limit_s: int = 900          # for one run; then it is ended, and what did not run is named
     without_tests: str = ""     # why there is nothing to run; an error if the distribution has tests after all
 
@@ -30,16 +31,19 @@ SUITES = [
         name="anyio", version="4.16.0",
         arguments=("-p", "anyio", "-p", "no:asyncio"),
         select="not trio and not uvloop",
+        at_least=1_000,
     ),
     Suite(
         name="uvicorn", version="0.54.0", package="uvicorn",
         arguments=("--ignore=tests/benchmarks",),
+        at_least=1_200,
     ),
     Suite(
         name="aiohttp", version="3.14.5", package="aiohttp",
         # The marks as its own options have it. fast: no garbage collection after each of 5,600 tests, 10 minutes less.
         arguments=("-m", "not dev_mode and not autobahn and not internal", "--aiohttp-fast"),
         select="not test_benchmarks",
+        at_least=5_000,
     ),
     Suite(
         name="websockets", version="17.4",

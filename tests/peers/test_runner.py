@@ -165,6 +165,13 @@ def test_suite_that_dies_is_a_failure(
     assert f"RAN ON ASYNCIO'S LOOP ONLY: {ID}last" in said
 
 
+def test_file_that_cannot_be_collected(world: World, capfd: pytest.CaptureFixture[str]) -> None:
+    world.distribute({"tests/test_it.py": TESTS, "tests/test_bad.py": "import nowhere_to_be_found", "made_up/x.py": ""})
+    assert not runner.run_suite(SUITE, "passes")
+    said = capfd.readouterr().out
+    assert "PROVES NOTHING: on our loop pytest could not collect tests/test_bad.py: ModuleNotFoundError" in said
+
+
 def test_suite_that_hangs_is_ended(world: World, capfd: pytest.CaptureFixture[str]) -> None:
     world.distribute({"tests/test_it.py": HANGS, "made_up/x.py": ""})
     world.expect("")

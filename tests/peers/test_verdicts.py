@@ -51,6 +51,17 @@ def test_verdict_on_one_test(ours: str, stock: str, listed: bool, kind: str | No
     assert set(kinds) - {"environment"} == {kind} - {None, "environment"}, "and of no other kind"
 
 
+@pytest.mark.parametrize(("ours", "stock", "good"), [
+    ("failed", "passed", True), ("passed", "passed", True), ("passed", "failed", True), ("failed", "failed", True),
+    ("skipped", "passed", False), ("", "", False),
+])
+def test_verdict_on_a_race_of_the_suite(ours: str, stock: str, good: bool) -> None:
+    """It may pass and may fail; but it must be there, and run."""
+    runs = [report({"other": "passed"} | ({"t": outcome} if outcome else {}), ours=number == 0)
+            for number, outcome in enumerate((ours, stock))]
+    assert judge(*runs, {"t": "sometimes: a race"}).good is good
+
+
 def test_verdict_on_a_part_of_a_suite() -> None:
     """What -k left out is not stale."""
     assert judged("", "", listed=True, whole=False).good
@@ -59,7 +70,8 @@ def test_verdict_on_a_part_of_a_suite() -> None:
 
 @pytest.mark.parametrize(("ours", "stock", "says"), [
     (Report(), report({"t": "passed"}, ours=False), "our loop did not come to its end"),
-    (Report(loop="homeloop.core.loop", loops=1, ended=True), report({"t": "passed"}, ours=False), "ran no test"),
+    (Report(loop="homeloop.core.loop", loops=1, ended=True), report({}, ours=False), "only 0 tests passed on our loop"),
+    (report({"t": "failed"}, ours=True), report({"t": "failed"}, ours=False), "only 0 tests passed on asyncio's loop"),
     (report({"t": "passed"}, ours=True, ended=False), report({"t": "passed"}, ours=False), r"last test was \['t'\]"),
     (report({"t": "passed"}, ours=False), report({"t": "passed"}, ours=False), "not on our loop"),
     (report({"t": "passed"}, ours=True), report({"t": "passed"}, ours=True), "asyncio's loop was on ours"),
@@ -70,6 +82,28 @@ def test_verdict_on_runs_that_prove_nothing(ours: Report, stock: Report, says: s
     assert not verdict.good
     with pytest.raises(AssertionError, match=says):
         raise AssertionError(verdict.broken)
+
+
+def test_verdict_on_a_file_that_cannot_be_collected() -> None:
+    """Its tests are not there to fail: on both loops alike, and still no reason to be content."""
+    said = {"test": "tests/test_x.py", "outcome": "failed", "when": "collect", "text": "E   ModuleNotFoundError: y"}
+    runs = [report({"t": "passed"}, ours=ours) for ours in (True, False)]
+    for run in runs:
+        run.uncollected = parse_report(json.dumps(said)).uncollected
+    verdict = judge(*runs, {})
+    assert verdict.broken == [
+        f"on {name} loop pytest could not collect tests/test_x.py: ModuleNotFoundError: y"
+        for name in ("our", "asyncio's")
+    ]
+    assert verdict.environment == []
+
+
+def test_verdict_on_too_few_tests() -> None:
+    runs = [report({"t": "passed", "u": "passed"}, ours=ours) for ours in (True, False)]
+    assert judge(*runs, {}, at_least=2).good
+    assert judge(*runs, {}, at_least=3).broken == [
+        f"only 2 tests passed on {name} loop" for name in ("our", "asyncio's")]
+    assert judge(*runs, {}, at_least=3, whole=False).good, "a part was asked for"
 
 
 def test_list_is_read() -> None:

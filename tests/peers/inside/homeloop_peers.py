@@ -42,10 +42,6 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
         write(test=report.nodeid or "collection", outcome="failed", when="collect", text=report.longreprtext[:TEXT_MAX])
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    write(collected=len(items))
-
-
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     if report.when == "call" or report.outcome != "passed":
         text = report.longreprtext[:TEXT_MAX] if report.failed else ""
