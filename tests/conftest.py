@@ -24,6 +24,7 @@ PACKAGE_OF = {
     "certtool": "gnutls-bin",
     "e2fsck": "e2fsprogs",
     "mke2fs": "e2fsprogs",
+    "nbd-server": "nbd-server",
     "nbdcopy": "libnbd-bin",
     "nbdinfo": "libnbd-bin",
     "nbdkit": "nbdkit",
