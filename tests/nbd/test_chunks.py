@@ -85,7 +85,7 @@ def test_r3_success_without_data_may_be_simple_or_not() -> None:
     )
 
 
-def test_bs2_extents() -> None:
+def test_bs2_mc8_extents() -> None:
     assert replies([status(512, 3, 2**32 - 1, 0xFF00)]) == ([(STATUS, 0, [(512, 3), (2**32 - 1, 0xFF00)])], None)
     assert replies([status(512, 3, flags=0) + wire.chunk(STATUS, 0)]) == ([(STATUS, 0, [(512, 3)])], None)
 

@@ -63,13 +63,13 @@ def context(name: bytes = b"base:allocation", number: int = 77) -> bytes:
     return reply(wire.META_REPLY, struct.pack(">I", number) + name, wire.SET_META)
 
 
-def test_en2_go_comes_before_export_name() -> None:
+def test_en2_in1_z5_go_comes_before_export_name() -> None:
     said, end = turns(greeting())
     assert said == ASKED + GO
     assert end is None
 
 
-def test_o1_sr3_bs1_options_wait_for_their_replies() -> None:
+def test_o1_sr3_bs1_mc2_options_wait_for_their_replies() -> None:
     said, end = turns(hello())
     assert said == ASKED
     said, end = turns(hello(), STRUCTURED_ACK)
@@ -166,7 +166,7 @@ def test_in11_export_name_when_go_is_unknown(flags: int, zeroes: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [wire.UNKNOWN, wire.POLICY, wire.TLS_REQD, wire.SHUTDOWN, (1 << 31) + 4711])
-def test_o4_o7_refusal_is_answered_with_abort(kind: int) -> None:
+def test_o4_o7_ab2_refusal_is_answered_with_abort(kind: int) -> None:
     said, end = turns(greeting(), reply(kind, b"not \xff today"))
     assert said.endswith(wire.option(wire.ABORT))
     assert end == Refused(reply=kind, text="not \ufffd today")

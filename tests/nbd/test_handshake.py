@@ -154,7 +154,7 @@ def test_o2_replies_carry_the_option(number: int) -> None:
     assert {answer.option for answer in answers} == {number}
 
 
-def test_o3_mistakes_are_answered() -> None:
+def test_o3_o8_mistakes_are_answered() -> None:
     """Whatever is asked wrongly, the next option is still heard."""
     talk = Talk()
     assert talk.say_kinds(
@@ -331,7 +331,7 @@ def test_mc1_not_before_structured_replies(number: int) -> None:
     ((), True), (("base:",), True), (("base:allocation",), True), (("x-y:z", "base:allocation", "base:"), True),
     (("base:alloc",), False), (("qemu:dirty-bitmap:x",), False), (("base",), False), (("",), False),
 ])
-def test_mc4_mc5_mc9_list(queries: tuple[str, ...], listed: bool) -> None:
+def test_mc4_mc5_mc9_mc11_list(queries: tuple[str, ...], listed: bool) -> None:
     answers = meta_talk().say(wire.meta(wire.LIST_META, "disk", queries))
     assert contexts(answers) == ([(0, ALLOCATION)] if listed else [])
 

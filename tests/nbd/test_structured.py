@@ -247,7 +247,7 @@ mapped = pytest.mark.parametrize("make", [Memory, MappedLater])
 
 
 @mapped
-def test_bs2_bs3_extents(make: Any) -> None:
+def test_bs2_bs3_r14_extents(make: Any) -> None:
     """Holes are told with both bits, data with none; REQ_ONE gets one, no longer than asked."""
     async def main() -> None:
         driver = make(SIZE)
