@@ -33,6 +33,7 @@ CACHE = ROOT / ".peers"
 TAG = ".".join(map(str, sys.version_info[:3])) + sys.abiflags
 AGAIN = 2                   # more runs of what failed on our loop alone
 AGAIN_MAX = 25              # ... unless it is so many that something else is wrong
+LOG_TAIL = 2_000            # characters that are shown of a run that did not come to its end
 PIP = ("pip", "--disable-pip-version-check", "--no-input", "--quiet")
 
 
@@ -134,7 +135,10 @@ def run(place: Place, which: str, *, stock: bool, arguments: tuple[str, ...]) ->
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)          # and the processes that a failed test left
             process.wait()
-    return parse_report(report.read_text(encoding="utf-8") if report.exists() else "")
+    said = parse_report(report.read_text(encoding="utf-8") if report.exists() else "")
+    if not said.ended:
+        print(f"{place.suite.name}: {log.name} ends:\n{log.read_text(errors='replace')[-LOG_TAIL:]}", flush=True)
+    return said
 
 
 def run_again(place: Place, verdict: Verdict) -> list[str]:

@@ -75,7 +75,8 @@ import threading
 def test_hangs():
     os.environ["HOMELOOP_PEERS_STOCK"] or threading.Event().wait()
 """
-SUITE = Suite(name="made_up", version="1.0", package="made_up", arguments=("-p", "no:hypothesispytest"), limit_s=60)
+PLAIN = tuple(word for plugin in ("hypothesispytest", "asyncio", "anyio") for word in ("-p", f"no:{plugin}"))
+SUITE = Suite(name="made_up", version="1.0", package="made_up", arguments=PLAIN, limit_s=60)
 ID = "tests/test_it.py::test_"
 LISTED = f"{ID}fails_on_ours\n    it is made up\n"
 
@@ -163,6 +164,8 @@ def test_suite_that_dies_is_a_failure(
     said = capfd.readouterr().out
     assert "PROVES NOTHING: the run on our loop did not come to its end" in said
     assert f"RAN ON ASYNCIO'S LOOP ONLY: {ID}last" in said
+    assert "made_up: ours.log ends:\n" in said
+    assert "stock.log" not in said
 
 
 def test_file_that_cannot_be_collected(world: World, capfd: pytest.CaptureFixture[str]) -> None:
