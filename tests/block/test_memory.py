@@ -101,3 +101,14 @@ def test_close_gives_all_back() -> None:
 def test_impossible_size(size: int) -> None:
     with pytest.raises(UsageError, match=f"memory of {size} bytes"):
         Memory(size)
+
+
+def test_resize() -> None:
+    """What was cut off does not come back."""
+    memory = Memory(3 * PAGE)
+    memory.write(0, b"x" * (3 * PAGE))
+    memory.resize(PAGE + 100)
+    assert memory.size == PAGE + 100
+    assert memory.allocated_bytes == 2 * PAGE
+    memory.resize(3 * PAGE)
+    assert bytes(memory.read(PAGE, 2 * PAGE)) == b"x" * 100 + bytes(2 * PAGE - 100)

@@ -59,7 +59,7 @@ def test_path_with_a_colon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("memory:1G", {"size": 5}, "memory takes its size behind the colon"),
         ("memory:1G", {"create": True}, "needs no creating"),
         ("memroy:1G", {}, "no kind of device 'memroy'"),
-        ("nbd://host/x", {}, "no kind of device 'nbd'"),
+        ("tape://host/x", {}, "no kind of device 'tape'"),
     ],
 )
 def test_nonsense(spec: str, options: dict[str, object], says: str) -> None:

@@ -13,7 +13,7 @@ import inspect
 from collections import deque
 from collections.abc import Callable, Coroutine
 from types import CoroutineType
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from homeloop.block.driver import BytesLike, Driver, ThreadModel
 from homeloop.block.lane import Lane
@@ -25,12 +25,15 @@ __all__ = [
     "Unrun",
     "Way",
     "block_error_of",
+    "drive",
     "has_option",
     "method_of",
     "plain_bytes",
     "quick_path_of",
     "reject_awaitable",
 ]
+
+T = TypeVar("T")
 
 # NBD E2: to the writer, a full quota and a full file are a full device.
 _NO_SPACE: Final = frozenset({errno.EDQUOT, errno.EFBIG})
@@ -244,3 +247,14 @@ def quick_path_of(driver: Driver, name: str) -> Callable[..., object] | None:
     if not callable(fn) or inspect.iscoroutinefunction(fn):
         raise UsageError(f"{type(driver).__name__}.{name} must be a plain function that does not block")
     return cast(Callable[..., object], fn)
+
+
+def drive(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that does not wait for anything."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        result: T = stop.value
+        return result
+    coroutine.close()
+    raise AssertionError(f"{coroutine!r} has waited")

@@ -8,7 +8,7 @@ looks at the type (types.CoroutineType) and needs no second function for either 
 
 A caller with many requests in flight, such as a connection, can hand read() and write() a function `caller`. Where
 the request then has to go to a worker, it is under way when the call returns, and what is returned is a Queued (see
-homeloop.block.lane): caller(queued) is called at home when it has ended. That saves the coroutine.
+homeloop.block.queueing): caller(queued) is called at home when it has ended. That saves the coroutine.
 
 Flush. A driver's flush() covers every write, trim and write_zeroes that had returned when it was called. The
 Device answers none of these before the driver has, and calls flush() after flush() was asked for. So a flush
@@ -23,13 +23,18 @@ Nothing here knows about connections, exports or payload limits.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
+from functools import partial
+from itertools import chain
 from types import CoroutineType
-from typing import NoReturn, TypeAlias, TypeVar, cast, overload
+from typing import NoReturn, TypeAlias, TypeVar, overload
 
-from homeloop.block.answers import check_written, read_extents
+from homeloop.block.answers import check_written
+from homeloop.block.asking import Questions
 from homeloop.block.calling import (
     Method,
+    Turns,
     Unrun,
     Way,
     block_error_of,
@@ -38,20 +43,22 @@ from homeloop.block.calling import (
     plain_bytes,
     quick_path_of,
 )
-from homeloop.block.changes import AT_ONCE, ZERO_PIECE, Changes, Step, zeroing_steps
+from homeloop.block.changes import AT_ONCE, NO_OPTIONS, ZERO_PIECE, Changes, Step
 from homeloop.block.counting import Counts, DeviceStatistics
-from homeloop.block.driver import BlockSize, BytesLike, Driver, traits_of
+from homeloop.block.driver import SIZE_BYTES_MAX, BlockSize, BytesLike, Driver, Traits, size_after, traits_of
 from homeloop.block.extents import EXTENTS_MAX, Extent
-from homeloop.block.lane import Lane, Queued
-from homeloop.block.life import Life, State
+from homeloop.block.lane import Lane
+from homeloop.block.life import Age, Life, State
+from homeloop.block.queueing import Caller, Queue, Queued
+from homeloop.block.ranges import Ranges
+from homeloop.block.reshaping import Reshaper, Writing, pieces
 from homeloop.block.zeroes import are_zeroes
-from homeloop.errors import BlockError, ContextClosed, UsageError
+from homeloop.errors import BlockError, UsageError
 
 __all__ = ["Answer", "Device", "DeviceStatistics"]
 
 T = TypeVar("T")
 Answer: TypeAlias = T | Coroutine[object, object, T]
-Caller: TypeAlias = Callable[[Queued], object]
 
 
 class Device:
@@ -70,27 +77,39 @@ class Device:
     runs on a worker for it has ended; a change may then be done, in part or in full, or not.
     """
 
-    def __init__(self, driver: Driver, *, name: str | None = None, read_only: bool | None = None) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        *,
+        name: str | None = None,
+        read_only: bool | None = None,
+        emulate_alignment: bool = False,
+    ) -> None:
         """Take the driver over: from now on only this device calls it.
 
         read_only: None for what the driver says; True to refuse changes; False to insist on a driver that can
-        write. Raises UsageError, naming the driver, for one that breaks its contract (see
-        homeloop.block.driver).
+        write. emulate_alignment: take requests of any bytes, whatever the driver's block_size_min; what is not in
+        whole blocks is read, modified and written back.
+
+        Raises UsageError, naming the driver, for one that breaks its contract (see homeloop.block.driver).
         """
         traits = traits_of(driver)
         self._label = type(driver).__name__                 # for errors
         self.name = self._label if name is None else name
-        self.size = traits.size
+        self.size = traits.size             # home: changed by resize()
         self.block_size: BlockSize = traits.block_size
+        if emulate_alignment:
+            self.block_size = replace(traits.block_size, minimum=1)
 
         self._lane = lane = Lane(parallel=traits.thread_model == "parallel")
         read, self._write, self._flush, self._write_fua, self._trim, self._write_zeroes, self._close = (
             method_of(driver, method, traits.thread_model, lane)
             for method in ("read", "write", "flush", "write_fua", "trim", "write_zeroes", "close")
         )
-        self._cache, self._extents = (
-            method_of(driver, method, traits.thread_model, lane) for method in ("cache", "extents")
+        self._cache, extents, self._resize = (
+            method_of(driver, method, traits.thread_model, lane) for method in ("cache", "extents", "resize")
         )
+        self._driver = driver
         if read is None:
             raise UsageError(f"driver {self._label} has no read method")
         self._read = read
@@ -100,6 +119,27 @@ class Device:
         self._read_quick = read.fn if self._read_is_inline else quick_path_of(driver, "read_nowait")
         self._write_quick = quick_path_of(driver, "write_nowait")
 
+        self._set_rights(traits, read_only)
+
+        # Home thread only, all of them.
+        self.on_resize: list[Callable[[int], object]] = []  # told of the new size, at home; must not raise
+        self._block = traits.block_size.minimum
+        self._unaligned = self._block - 1                   # the bits that offset and length must not have
+        self._longest = traits.request_bytes_max            # of one call of the driver
+        self._emulates = emulate_alignment
+        self._counts = counts = Counts()
+        self._reads, self._writes = counts.reads, counts.writes
+        self._life = Life(counts)
+        self._resizing = Turns()
+        self._ranges = Ranges() if emulate_alignment and self._unaligned else None
+        writes = Writing(write=self._write, write_fua=self._write_fua, flush=self._flush)
+        self._reshaper = Reshaper(self._block, self._longest, self._ranges, read, writes)
+        self._questions = Questions(extents, self._reshaper, self._block, self._longest, self._label)
+        self._queue = Queue(lane, counts, self._life)
+        self._changes = Changes(counts, self._begin, self._life.end, (self._write, self._write_fua), self._ranges)
+
+    def _set_rights(self, traits: Traits, read_only: bool | None) -> None:
+        """Say what the device can do; fixed from here on."""
         unwritable = traits.read_only or self._write is None
         if read_only is False and unwritable:
             raise UsageError(f"driver {self._label} cannot write: its device can only be read-only")
@@ -113,13 +153,6 @@ class Device:
         self.can_cache = self._cache is not None
         # Without writes the promise is empty, and kept (NBD X7).
         self.can_multi_conn = self.read_only or traits.multi_conn
-
-        # Home thread only, all of them.
-        self._unaligned = self.block_size.minimum - 1       # the bits that offset and length must not have
-        self._counts = counts = Counts()
-        self._reads, self._writes = counts.reads, counts.writes
-        self._life = Life(counts)
-        self._changes = Changes(counts, self._begin, self._life.end, (self._write, self._write_fua))
 
     def __repr__(self) -> str:
         return f"<Device {self.name} {self._life.state.value} size={self.size} in_flight={self.in_flight}>"
@@ -147,9 +180,10 @@ class Device:
             or length < 0
             or offset + length > self.size
             or (offset | length) & self._unaligned
+            or length > self._longest
             or self._life.state is not State.OPEN
         ):
-            self._refuse("read", offset, length)
+            return self._read_reshaped(offset, length)
         if not length:
             return b""
         quick = self._read_quick
@@ -170,7 +204,7 @@ class Device:
             if data is not None or self._read_is_inline:
                 return self._read_checked(data, offset, length)
         if caller is not None and self._read.way is Way.WORKER:
-            return self._queue(self._read, (offset, length), self._end_read, caller)
+            return self._queue.read(self._read, offset, length, caller)
         return self._read_waiting(offset, length)
 
     @overload
@@ -194,18 +228,21 @@ class Device:
             offset < 0
             or offset + length > self.size
             or (offset | length) & self._unaligned
+            or length > self._longest
             or not self.can_write
             or (fua and not self.can_fua)
             or self._life.state is not State.OPEN
         ):
-            self._refuse("write", offset, length, fua=fua)
+            return self._write_reshaped(offset, data, fua)
         if not length:
             return None
         assert self._write is not None, "can_write without a write method"
         if fua:
             own = self._write_fua
             step: Step = (own or self._write, (offset, data), {})
-            return self._change(self._writes, length, step, flush=own is None)
+            return self._change(self._writes, offset, length, step, flush=own is None)
+        if self._ranges is not None:
+            return self._changes.run(self._writes, offset, length, [(self._write, (offset, data), {})])
         if self._write_is_inline:
             try:
                 done = self._write.fn(offset, data)
@@ -213,13 +250,13 @@ class Device:
                 self._fail(block_error_of(error, self._write.label), error)
             if type(done) is CoroutineType and self._write.way is Way.DIRECT:
                 step = self._write, (offset, data), {}
-                return self._changes.later(self._writes, length, iter([step]), Unrun(done))
+                return self._changes.later(self._writes, offset, length, iter([step]), Unrun(done))
             if done is not None:
                 self._check_inline_write(done, offset, length)
         elif self._write_quick is None or not self._written_quickly(self._write_quick, offset, data):
             if caller is not None and self._write.way is Way.WORKER:
-                return self._queue(self._write, (offset, data), self._end_write, caller)
-            return self._changes.later(self._writes, length, iter([(self._write, (offset, data), {})]))
+                return self._queue.write(self._write, offset, data, caller)
+            return self._changes.later(self._writes, offset, length, iter([(self._write, (offset, data), {})]))
         self._writes[0] += 1
         self._writes[1] += length
         return None
@@ -239,7 +276,7 @@ class Device:
             return None
         if self._flush is None:
             self._fail(BlockError(errno.EINVAL, f"driver {self._label} has no flush"))
-        return self._change(self._counts.flushes, 0, (self._flush, (), {}), flush=False)
+        return self._change(self._counts.flushes, 0, 0, (self._flush, (), {}), flush=False)
 
     def trim(self, offset: int, length: int, *, fua: bool = False) -> Answer[None]:
         """Tell the driver that these bytes are of no more use; what they read as then is open (NBD TR1)."""
@@ -247,7 +284,9 @@ class Device:
         if not length:
             return None
         assert self._trim is not None, "can_trim without a trim method"
-        return self._change(self._counts.trims, length, (self._trim, (offset, length), {}), flush=fua)
+        start, end = self._reshaper.inner(offset, length)       # no more than a hint: what is no whole block stays
+        steps = ((self._trim, part, NO_OPTIONS) for part in pieces(start, end - start, self._longest))
+        return self._run_parts(self._counts.trims, offset, length, steps, self._longest, fua)
 
     def write_zeroes(
         self, offset: int, length: int, *, fua: bool = False, may_trim: bool = True, fast: bool = False
@@ -263,17 +302,35 @@ class Device:
             self._fail(BlockError(errno.EINVAL, text))
         if not length:
             return None
-        if self._write_zeroes is not None:
-            options: dict[str, object] = {"may_trim": may_trim, "fast": True} if fast else {"may_trim": may_trim}
-            step: Step = (self._write_zeroes, (offset, length), options)
-            return self._change(self._counts.zeroings, length, step, flush=fua)
-        assert self._write is not None, "can_write_zeroes without a write method"
-        if length <= len(ZERO_PIECE):
-            step = (self._write, (offset, ZERO_PIECE[:length]), {})
-            return self._change(self._counts.zeroings, length, step, flush=fua)
-        flush = self._flush if fua else None
-        steps = zeroing_steps(self._write, offset, length, flush)
-        return self._changes.later(self._counts.zeroings, length, steps)
+        if (offset | length) & self._unaligned:
+            whole = partial(self._zeroing, may_trim=may_trim, fast=fast)
+            work = self._reshaper.write_zeroes(offset, length, fua=fua, fast=fast, whole=whole)
+            return self._changes.work(self._counts.zeroings, offset, length, work)
+        steps = self._zeroing(offset, length, may_trim=may_trim, fast=fast)
+        longest = self._longest if self._write_zeroes is not None else min(self._longest, len(ZERO_PIECE))
+        return self._run_parts(self._counts.zeroings, offset, length, steps, longest, fua)
+
+    def _run_parts(
+        self, counted: list[int], offset: int, length: int, steps: Iterator[Step], longest: int, fua: bool
+    ) -> Answer[None]:
+        """Run steps of at most `longest` bytes each, and flush if asked to; inline if it is one that is."""
+        if fua:
+            assert self._flush is not None, "fua without a flush method"
+            steps = chain(steps, [(self._flush, (), NO_OPTIONS)])
+        if length <= longest:
+            return self._changes.run(counted, offset, length, list(steps))
+        return self._changes.later(counted, offset, length, steps)
+
+    def _zeroing(self, offset: int, length: int, *, may_trim: bool, fast: bool) -> Iterator[Step]:
+        """The steps that zero a range of whole blocks."""
+        if self._write_zeroes is None:
+            assert self._write is not None, "can_write_zeroes without a write method"
+            for at, piece in pieces(offset, length, min(self._longest, len(ZERO_PIECE))):
+                yield self._write, (at, ZERO_PIECE[:piece]), {}
+            return
+        options: dict[str, object] = {"may_trim": may_trim, "fast": True} if fast else {"may_trim": may_trim}
+        for at, piece in pieces(offset, length, self._longest):
+            yield self._write_zeroes, (at, piece), options
 
     def cache(self, offset: int, length: int) -> Answer[None]:
         """Tell the driver that these bytes will be read soon; no more than a hint (NBD CA1)."""
@@ -282,7 +339,9 @@ class Device:
             self._fail(BlockError(errno.EINVAL, f"driver {self._label} has no cache"))
         if not length:
             return None
-        return self._change(self._counts.caches, length, (self._cache, (offset, length), {}), flush=False)
+        start, end = self._reshaper.outer(offset, length)
+        steps = ((self._cache, part, NO_OPTIONS) for part in pieces(start, end - start, self._longest))
+        return self._run_parts(self._counts.caches, offset, length, steps, self._longest, False)
 
     def extents(self, offset: int, length: int, *, extents_max: int = EXTENTS_MAX) -> Answer[list[Extent]]:
         """Tell what the range is made of, from its offset on: see homeloop.block.extents.
@@ -293,18 +352,14 @@ class Device:
         self._check_range("extents", offset, length)
         if not length:
             self._fail(BlockError(errno.EINVAL, f"extents of no bytes at {offset}"))
-        if self._extents is None:
-            return self._counted_extents([(length, False, False)])
-        if self._extents.way not in AT_ONCE:
-            return self._extents_waiting(self._extents, offset, length, extents_max)
         try:
-            found = self._extents.now(offset, length)
-            if type(found) is Unrun:
-                return self._extents_waiting(self._extents, offset, length, extents_max, found)
-            return self._counted_extents(self._read_extents(found, offset, length, extents_max))
+            found = self._questions.now(offset, length, extents_max)
         except BlockError:
             self._counts.errors += 1
             raise
+        if isinstance(found, list):
+            return self._counted_extents(found)
+        return self._extents_waiting(offset, length, extents_max, found)
 
     # Life
 
@@ -314,6 +369,43 @@ class Device:
         It refuses no new requests: stop their source first. Cancelling it changes nothing for the requests.
         """
         await self._life.drain()
+
+    async def resize(self, size: int) -> None:
+        """Make the device `size` bytes long; every request that begins when this returns finds it so. Home thread.
+
+        Smaller: new requests keep to the new size from now on, and those in flight are waited for; what lay beyond
+        is lost. Then the driver is asked; if it fails, the size is what the driver says. Then on_resize is told.
+        Raises BlockError: ENOTSUP if the driver cannot, EPERM if the device is read-only, EINVAL for a size that no
+        device of this driver can have, ESHUTDOWN after close() was called, and the driver's own. Cancelled while it
+        waits: nothing has changed; while the driver works: its end is waited for, or it sees it.
+        """
+        await self._resizing.take()
+        try:
+            method = self._check_resize(size)
+            before = self.size
+            if size == before:
+                return
+            if size < before:
+                self.size = size
+                try:
+                    await self._life.turn_over()
+                    self._check_resize(size)                # closing may have begun meanwhile
+                except BaseException:
+                    self.size = before
+                    raise
+            age = self._life.begin()
+            try:
+                await method.call(size)
+                self.size = size
+            except BaseException:
+                self.size = size_after(self._driver, before)
+                raise
+            finally:
+                self._life.end(age)
+        finally:
+            self._resizing.give()
+        for listener in tuple(self.on_resize):
+            listener(self.size)
 
     async def close(self) -> None:
         """Refuse new requests, drain, flush if changes are possible, close the driver.
@@ -340,8 +432,25 @@ class Device:
         self._reads[1] += length
         return answer
 
+    def _read_reshaped(self, offset: int, length: int) -> Answer[BytesLike]:
+        """Refuse a read, or make it of what the driver can do."""
+        self._check_range("read", offset, length)
+        if not length:
+            return b""
+        return self._changes.work(self._reads, offset, length, self._reshaper.read(offset, length),
+                                  now=self._reshaper.reads_inline)
+
+    def _write_reshaped(self, offset: int, data: BytesLike, fua: bool) -> Answer[None]:
+        length = len(data)
+        self._check_change("write", offset, length, fua, self.can_write)
+        if not length:
+            return None
+        now = self._reshaper.can_write_now(offset, length)
+        work = self._reshaper.write(offset, data, fua=fua)
+        return self._changes.work(self._writes, offset, length, work, now=now)
+
     async def _read_waiting(self, offset: int, length: int, begun: Unrun | None = None) -> BytesLike:
-        self._begin(begun)
+        age = self._begin(offset + length, begun)
         try:
             try:
                 method = self._read
@@ -351,63 +460,7 @@ class Device:
                 raise
             return self._read_checked(data, offset, length)
         finally:
-            self._life.end()
-
-    def _queue(
-        self, method: Method, args: tuple[object, ...], done: Callable[[Queued], object], caller: Caller
-    ) -> Queued:
-        self._life.begin()
-        queued = Queued(method.fn, args, done, caller)
-        self._lane.put(queued)
-        return queued
-
-    def _end_read(self, queued: Queued) -> None:
-        """A worker has read: check and count it, then tell the caller."""
-        if queued.error is not None:
-            queued.error = self._queued_error(self._read, queued.error)
-        else:
-            try:
-                queued.answer = self._read_checked(queued.answer, *queued.args)
-            except BlockError as error:
-                queued.error = error
-        self._life.end()
-        queued.caller(queued)
-
-    def _end_write(self, queued: Queued) -> None:
-        """A worker has written: likewise."""
-        offset, data = queued.args
-        assert self._write is not None, "written without a write method"
-        if queued.error is not None:
-            queued.error = self._queued_error(self._write, queued.error)
-        else:
-            try:
-                if queued.answer is not None:
-                    self._check_inline_write(queued.answer, offset, len(data))
-                self._writes[0] += 1
-                self._writes[1] += len(data)
-            except BlockError as error:
-                queued.error = error
-        self._life.end()
-        queued.caller(queued)
-
-    def _queued_error(self, method: Method, error: BaseException) -> BaseException:
-        """What a worker raised, for the caller. The end of the home, and what ends a program, stays what it is."""
-        self._counts.errors += 1
-        if isinstance(error, ContextClosed) or not isinstance(error, Exception):
-            return error
-        failure = block_error_of(error, method.label)
-        if failure is not error:
-            failure.__cause__ = error
-        return failure
-
-    def _settled(self, method: Method, offset: int, length: int, extents_max: int) -> list[Extent]:
-        """Call a plain extents method and read what it returns: a generator runs here, too. Any thread."""
-        return self._read_extents(method.now(offset, length), offset, length, extents_max)
-
-    def _read_extents(self, found: object, offset: int, length: int, extents_max: int) -> list[Extent]:
-        label = f"{self._label}.extents"
-        granule = self.block_size.minimum
-        return read_extents(found, label, offset, length, granule=granule, extents_max=extents_max)
+            self._life.end(age)
 
     def _counted_extents(self, found: list[Extent]) -> list[Extent]:
         self._counts.extents[0] += 1
@@ -415,21 +468,16 @@ class Device:
         return found
 
     async def _extents_waiting(
-        self, method: Method, offset: int, length: int, extents_max: int, begun: Unrun | None = None
+        self, offset: int, length: int, extents_max: int, begun: Unrun | None
     ) -> list[Extent]:
-        self._begin(begun)
+        age = self._begin(offset + length, begun)
         try:
-            try:
-                if method.way is Way.WORKER:
-                    reading = method.running(self._settled, method, offset, length, extents_max)
-                    return self._counted_extents(cast(list[Extent], await reading))
-                found = await (method.later(offset, length) if begun is None else method.finish(begun))
-                return self._counted_extents(self._read_extents(found, offset, length, extents_max))
-            except BlockError:
-                self._counts.errors += 1
-                raise
+            return self._counted_extents(await self._questions.later(offset, length, extents_max, begun))
+        except BlockError:
+            self._counts.errors += 1
+            raise
         finally:
-            self._life.end()
+            self._life.end(age)
 
     def _check_inline_write(self, done: object, offset: int, length: int) -> None:
         assert self._write is not None, "an answer without a write method"
@@ -451,29 +499,45 @@ class Device:
             self._fail(BlockError(errno.EIO, text))
         return False
 
-    def _change(self, counted: list[int], length: int, step: Step, *, flush: bool) -> Answer[None]:
+    def _change(self, counted: list[int], offset: int, length: int, step: Step, *, flush: bool) -> Answer[None]:
         """Run one step, then flush if asked to: inline if both are."""
         steps = [step]
         if flush:
             assert self._flush is not None, "fua without a flush method"
             steps.append((self._flush, (), {}))
-        return self._changes.run(counted, length, steps)
+        return self._changes.run(counted, offset, length, steps)
 
-    def _begin(self, begun: Unrun | None) -> None:
-        """Count a request in. Its first step: closing may have begun since it was checked."""
-        if self._life.state is not State.OPEN:
+    def _begin(self, end: int, begun: Unrun | None) -> Age:
+        """Count a request in that reaches up to `end`. Its first step: closing or resizing may have come before."""
+        if self._life.state is not State.OPEN or end > self.size:
             if begun is not None:
                 begun.coroutine.close()     # now: the error's traceback may keep it longer
-            text = f"device {self.name} is {self._life.state.value}, and the request had not begun"
-            self._fail(BlockError(errno.ESHUTDOWN, text))
-        self._life.begin()
+            if self._life.state is not State.OPEN:
+                text = f"device {self.name} is {self._life.state.value}, and the request had not begun"
+                self._fail(BlockError(errno.ESHUTDOWN, text))
+            text = f"device {self.name} has become {self.size} bytes, and the request had not begun"
+            self._fail(BlockError(errno.EINVAL, text))
+        return self._life.begin()
+
+    def _check_resize(self, size: int) -> Method:
+        """Return the driver's resize method, if the device may be made that size."""
+        what = f"resize of device {self.name} to {size} bytes"
+        if self._life.state is not State.OPEN:
+            self._fail(BlockError(errno.ESHUTDOWN, f"{what}: it is {self._life.state.value}"))
+        if self._resize is None:
+            self._fail(BlockError(errno.ENOTSUP, f"{what}: driver {self._label} has no resize"))
+        if self.read_only:
+            self._fail(BlockError(errno.EPERM, f"{what}: it is read-only"))
+        if not 0 <= size <= SIZE_BYTES_MAX or size % self._block:
+            self._fail(BlockError(errno.EINVAL, f"{what}: not a size in blocks of {self._block} bytes"))
+        return self._resize
 
     def _check_range(self, kind: str, offset: int, length: int) -> None:
         if (
             offset < 0
             or length < 0
             or offset + length > self.size
-            or (offset | length) & self._unaligned
+            or ((offset | length) & self._unaligned and not self._emulates)
             or self._life.state is not State.OPEN
         ):
             self._refuse(kind, offset, length)
@@ -483,7 +547,7 @@ class Device:
             offset < 0
             or length < 0
             or offset + length > self.size
-            or (offset | length) & self._unaligned
+            or ((offset | length) & self._unaligned and not self._emulates)
             or not can
             or (fua and not self.can_fua)
             or self._life.state is not State.OPEN

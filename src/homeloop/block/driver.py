@@ -13,9 +13,10 @@ into the error of that one request. So this is a whole driver:
 The contract
 ------------
 
-Required: `size` (bytes; read once, when the Device is made) and `read(offset, length)`, which returns exactly
-`length` bytes (bytes, bytearray, or anything with a buffer) that the driver does not change afterwards. A read
-that finds nothing but a hole may return homeloop.block.zeroes.zeroes(length): clients are then told of the hole.
+Required: `size` (bytes; read when the Device is made, and after a resize that failed) and `read(offset, length)`,
+which returns exactly `length` bytes (bytes, bytearray, or anything with a buffer) that the driver does not change
+afterwards. A read that finds nothing but a hole may return homeloop.block.zeroes.zeroes(length): clients are then
+told of the hole.
 
 Optional methods; what is missing is not offered, or emulated where the bracket says so:
 
@@ -31,6 +32,7 @@ Optional methods; what is missing is not offered, or emulated where the bracket 
     extents(offset, length)                     iterable of (length, hole, zero) from offset on, bool twice: hole:
                                                 nothing is allocated; zero: reads as zeroes. At least one; may end
                                                 early, may be a generator [all is data]
+    resize(size)                                be `size` bytes long, and have it in `size`, also after a failure
     close()                                     nothing is in flight; once, again only if it was cancelled
 
 Each of them, and read, may be `async def`: then it runs as a coroutine at the device's home, several at a
@@ -49,8 +51,9 @@ itself and possibly while another method runs on a worker:
     read_nowait(offset, length)     the bytes, or None: it would block
     write_nowait(offset, data)      True, or False: it would block (what it wrote already is written again)
 
-Optional traits: `read_only` (False), `block_size_min` (1), `block_size_preferred` (4096), `multi_conn`
-(False: the driver does not promise that a flush covers the writes of every connection).
+Optional traits: `read_only` (False), `block_size_min` (1), `block_size_preferred` (4096),
+`request_bytes_max` (no method is called for more bytes at once; a multiple of block_size_min), `multi_conn` (False:
+the driver does not promise that a flush covers the writes of every connection).
 
 Errors: an OSError fails the request with its errno, a BlockError passes as it is, anything else is EIO; the
 device goes on. When a request is cancelled, an async method sees CancelledError; a plain one that already
@@ -76,6 +79,7 @@ __all__ = [
     "Driver",
     "ThreadModel",
     "Traits",
+    "size_after",
     "traits_of",
 ]
 
@@ -125,6 +129,7 @@ class Traits:
     block_size: BlockSize
     thread_model: ThreadModel
     multi_conn: bool
+    request_bytes_max: int
 
 
 def traits_of(driver: Driver) -> Traits:
@@ -154,13 +159,26 @@ def traits_of(driver: Driver) -> Traits:
     thread_model = getattr(driver, "thread_model", "serialised")
     if thread_model not in get_args(ThreadModel):
         raise UsageError(f"{label}.thread_model is {thread_model!r}, not one of {get_args(ThreadModel)}")
+    longest = _integer(driver, "request_bytes_max", SIZE_BYTES_MAX - SIZE_BYTES_MAX % minimum)
+    if longest < minimum or longest % minimum:
+        raise UsageError(f"{label}.request_bytes_max is {longest}, not a multiple of its block_size_min {minimum}")
     return Traits(
         size=size,
         read_only=bool(getattr(driver, "read_only", False)),
         block_size=BlockSize(minimum=minimum, preferred=preferred),
         thread_model=cast(ThreadModel, thread_model),
         multi_conn=bool(getattr(driver, "multi_conn", False)),
+        request_bytes_max=longest,
     )
+
+
+def size_after(driver: Driver, before: int) -> int:
+    """Return a driver's size after a resize that failed: what it says, or what it was if that makes no sense."""
+    try:
+        size = driver.size
+    except Exception:
+        return before
+    return size if type(size) is int and 0 <= size <= SIZE_BYTES_MAX else before
 
 
 def _integer(driver: Driver, name: str, default: int | None) -> int:

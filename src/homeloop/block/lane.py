@@ -29,7 +29,7 @@ from typing import Any, Final
 from homeloop.core.context import AioContext
 from homeloop.core.current import current_context
 
-__all__ = ["Job", "Lane", "Queued"]
+__all__ = ["Job", "Lane"]
 
 # A drain reports what is done when so much time has passed since it began or last did: about the price of a hop.
 _TELL_AFTER_S: Final = 50e-6
@@ -54,26 +54,6 @@ class Job:
         self.done = done                            # must not raise
         self.answer: Any = None                     # the drain's, then the home's
         self.error: BaseException | None = None     # likewise
-
-
-class Queued(Job):
-    """A request that waits for a worker and of whose end `caller` is told, without a coroutine in between.
-
-    caller(queued) is called at home, once, with what the request came to: `answer`, or `error`.
-    """
-
-    __slots__ = ("caller", "tag")
-
-    def __init__(
-        self,
-        call: Callable[..., Any],
-        args: tuple[Any, ...],
-        done: Callable[[Any], object],
-        caller: Callable[[Queued], object],
-    ) -> None:
-        super().__init__(call, args, done)
-        self.caller = caller
-        self.tag: Any = None                        # the caller's own
 
 
 class _Home:

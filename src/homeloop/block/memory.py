@@ -112,6 +112,12 @@ class Memory:
             yield stop - offset, missing, missing
             offset = stop
 
+    def resize(self, size: int) -> None:
+        """Give back what lies beyond; what is new reads as zeroes."""
+        if size < self.size:
+            self.trim(size, self.size - size)
+        self.size = size
+
     def close(self) -> None:
         self._pages.clear()
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from homeloop.block.device import Device
 from homeloop.block.extents import EXTENTS_MAX
-from homeloop.block.lane import Queued
+from homeloop.block.queueing import Queued
 from homeloop.errors import BlockError
 from homeloop.nbd.handshake import Agreed
 from homeloop.nbd.protocol import BLOCK_STATUS_EXTENT, Command, CommandFlag

@@ -25,7 +25,7 @@ from types import CoroutineType
 from typing import Any, Final, TypeAlias
 
 from homeloop.block.device import Device
-from homeloop.block.lane import Queued
+from homeloop.block.queueing import Queued
 from homeloop.errors import BlockError, ConnectionDropped, ContextClosed, PeerError
 from homeloop.nbd.answers import answers_for
 from homeloop.nbd.commands import Commands
