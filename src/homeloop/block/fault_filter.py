@@ -32,6 +32,8 @@ class Script(Protocol):
     @property
     def crashes(self) -> Crashes: ...
 
+    def clear(self) -> None: ...
+
     def decide(self, request: Request) -> list[Decided]: ...
 
 
@@ -43,7 +45,7 @@ class FaultFilter(Funnel):
 
     def __init__(self, driver: Driver | Device, faults: Script) -> None:
         super().__init__(driver)
-        self._faults = faults
+        self.faults = faults
         self._crashes_seen = faults.crashes.count                       # home
         self._volatile: Volatile | None = None                          # home
         self._medium = Claims()                                         # who writes to the medium under the cache
@@ -58,15 +60,15 @@ class FaultFilter(Funnel):
         return 0 if self._volatile is None else len(self._volatile)
 
     def ask(self, request: Request) -> Answer[Any]:
-        met = self._faults.decide(request)
-        if not met and self._volatile is None and not self._faults.crashes.is_crashed:
+        met = self.faults.decide(request)
+        if not met and self._volatile is None and not self.faults.crashes.is_crashed:
             answer = perform(self.inner, request)
             return at_once(self._uncrashed(answer)) if asyncio.iscoroutine(answer) else answer
         return at_once(self._suffered(request, met))
 
     def _uncrashed(self, answer: Any) -> Steps[Any]:
         """An answer that comes after a crash does not come."""
-        crashes = self._faults.crashes.count
+        crashes = self.faults.crashes.count
         result = yield answer
         self._check_up(crashes)
         return result
@@ -109,7 +111,7 @@ class FaultFilter(Funnel):
         if isinstance(fate, Drop):
             raise ConnectionDropped(f"{request}: dropped connection")
         if isinstance(fate, Crash):
-            self._faults.crashes.crash(fate.keep)
+            self.faults.crashes.crash(fate.keep)
             self._notice_crashes()
             raise BlockError(errno.EIO, f"{request}: the device crashed")
         raise BlockError(fate.errno, fate.text or f"{request}: injected fault")
@@ -187,7 +189,7 @@ class FaultFilter(Funnel):
 
     def _notice_crashes(self) -> None:
         """Lose what the crashes since the last look have lost."""
-        crashes = self._faults.crashes
+        crashes = self.faults.crashes
         while self._crashes_seen < crashes.count:
             keep, chance = crashes.keep_of(self._crashes_seen)
             self._crashes_seen += 1
@@ -196,7 +198,7 @@ class FaultFilter(Funnel):
 
     def _check_up(self, crashes_before: int) -> None:
         """Raise EIO for a request that goes on in a device that is down, or was meanwhile."""
-        crashes = self._faults.crashes
+        crashes = self.faults.crashes
         if crashes.is_crashed or crashes.count != crashes_before:
             self._notice_crashes()
             raise BlockError(errno.EIO, "the device has crashed")
