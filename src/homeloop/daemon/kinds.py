@@ -7,23 +7,31 @@ name of a node, or the options of a new one, which goes with its parent.
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from homeloop.block.device import Device
-from homeloop.block.driver import BytesLike, Driver, ThreadModel
+from homeloop.block.driver import Driver
 from homeloop.block.file import File
+from homeloop.block.filters.specs import FilterSpec, apply_filters, parse_filter
 from homeloop.block.memory import Memory
-from homeloop.block.zeroes import zeroes
-from homeloop.daemon.qmp.arguments import ANY, BOOL, SIZE, STRING, Choice, Enum, Member, Shape, Struct, Union
+from homeloop.block.null import Null
+from homeloop.daemon.qmp.arguments import BOOL, SIZE, STRING, ArgumentError, Choice, Enum, Member, Shape, Struct, Union
 from homeloop.daemon.window import Window
-from homeloop.errors import BlockError, UsageError
+from homeloop.errors import BlockError, PeerError, UsageError
+from homeloop.nbd.nbd_driver import RECONNECT_DELAY_S, open_nbd
+from homeloop.nbd.protocol import PORT
+from homeloop.nbd.uri import NbdUri
 
 __all__ = ["KINDS", "NODE_OPTIONS", "Kind"]
 
 Options = dict[str, Any]
 _NULL_SIZE: Final = 1 << 30         # QEMU's default
+_FILTERS: Final = (
+    "cache", "cow", "delay", "error", "log", "offset", "partition", "rate", "readahead", "readonly", "retry",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,29 +44,7 @@ class Kind:
     movable: bool = True            # may go to another context once it was used
 
 
-class _Null:
-    """Zeroes to read, and a place where writes vanish."""
-
-    thread_model: ThreadModel = "inline"
-    multi_conn = True
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-
-    def read(self, offset: int, length: int) -> BytesLike:
-        return zeroes(length)
-
-    def write(self, offset: int, data: BytesLike) -> None:
-        pass
-
-    def write_zeroes(self, offset: int, length: int, *, may_trim: bool, fast: bool = False) -> None:
-        pass
-
-    def trim(self, offset: int, length: int) -> None:
-        pass
-
-    def flush(self) -> None:
-        pass
+_FILE: Final = Choice("BlockdevRef", {str: lambda: STRING, dict: lambda: NODE_OPTIONS})
 
 
 def _file(options: Options, children: Mapping[str, Device]) -> Driver:
@@ -92,6 +78,63 @@ def _python(options: Options, children: Mapping[str, Device]) -> Driver:
     return made
 
 
+def _nbd(options: Options, children: Mapping[str, Device]) -> Driver:
+    server, export = options["server"], options.get("export", "")
+    if server["type"] == "unix":
+        uri, named = NbdUri(socket=server["path"], export=export), server["path"]
+    else:
+        host, port = server["host"], server["port"]
+        if not port.isascii() or not port.isdigit() or int(port[:6]) > 65535:
+            raise UsageError(f"address resolution failed for {host}:{port}: Servname not supported for ai_socktype")
+        uri, named = NbdUri(host=host, port=int(port or PORT), export=export), f"{host}:{port}"
+    delay = options.get("reconnect-delay", RECONNECT_DELAY_S)
+    try:
+        return open_nbd(uri, read_only=bool(options.get("read-only")), reconnect_delay=delay)
+    except PeerError as error:
+        raise UsageError(f"Server at '{named}': {error}") from error
+    except OSError as error:
+        text = os.strerror(error.errno) if error.errno else str(error)
+        raise UsageError(f"Failed to connect to '{named}': {text}") from error
+
+
+class _FilterOptions:
+    """A filter's options as `homeloop serve --filter` has them, each a string, a number or a switch: a FilterSpec."""
+
+    def __init__(self, filter: str) -> None:
+        self._filter = filter
+
+    def check(self, value: object, path: str) -> FilterSpec:
+        if not isinstance(value, dict):
+            raise ArgumentError(f"Invalid parameter type for '{path}', expected: object")
+        return self.spec(value)
+
+    def spec(self, value: Mapping[str, object]) -> FilterSpec:
+        """What parse_filter() makes of them."""
+        words = []
+        for name, option in value.items():
+            if isinstance(option, bool):
+                option = "on" if option else "off"
+            if not isinstance(option, str | int | float):
+                raise ArgumentError(f"Invalid parameter type for 'options.{name}', expected: string or number")
+            words.append(f"{name}={option}".replace(",", "\\,"))
+        try:
+            return parse_filter(f"{self._filter}:{','.join(words)}" if words else self._filter)
+        except UsageError as error:
+            raise ArgumentError(str(error)) from error
+
+
+def _filter_kind(name: str, required: bool) -> Kind:
+    """The kind of nodes that a filter makes: over `file`, with `options`."""
+    takes = _FilterOptions(name)
+
+    def make(options: Options, children: Mapping[str, Device]) -> Device:
+        spec = options.get("options") or takes.spec({})
+        return apply_filters(Device(Window(children["file"]), name=name), [spec])
+
+    members = (Member("file", _FILE), Member("options", takes, optional=not required))
+    return Kind(make=make, members=members, children=("file",), movable=False)
+
+
 class _AnyObject(Struct):
     """An object with any keys: what it means only who gets it knows."""
 
@@ -99,7 +142,6 @@ class _AnyObject(Struct):
         return super().check(value, path) if not isinstance(value, dict) else value
 
 
-_FILE: Final = Choice("BlockdevRef", {str: lambda: STRING, dict: lambda: NODE_OPTIONS})
 
 KINDS: Final[dict[str, Kind]] = {
     "file": Kind(
@@ -114,7 +156,7 @@ KINDS: Final[dict[str, Kind]] = {
         children=("file",),
     ),
     "null-co": Kind(
-        make=lambda options, children: _Null(options.get("size", _NULL_SIZE)),
+        make=lambda options, children: Null(options.get("size", _NULL_SIZE)),
         members=(Member("size", SIZE, optional=True), Member("read-zeroes", BOOL, optional=True)),
     ),
     "memory": Kind(make=lambda options, children: Memory(options["size"]), members=(Member("size", SIZE),)),
@@ -125,6 +167,17 @@ KINDS: Final[dict[str, Kind]] = {
         ),
         movable=False,
     ),
+    "nbd": Kind(
+        make=_nbd,
+        members=(
+            Member("server", Union("type", {
+                "unix": (Member("path", STRING),), "inet": (Member("host", STRING), Member("port", STRING)),
+            })),
+            Member("export", STRING, optional=True), Member("reconnect-delay", SIZE, optional=True),
+        ),
+        movable=False,
+    ),
+    **{name: _filter_kind(name, required=name in ("log", "partition")) for name in _FILTERS},
 }
 
 NODE_OPTIONS: Final[Shape] = Union(
@@ -135,4 +188,3 @@ NODE_OPTIONS: Final[Shape] = Union(
     Member("read-only", BOOL, optional=True),
     Member("auto-read-only", BOOL, optional=True),
 )
-assert ANY is not None

@@ -289,3 +289,61 @@ def test_server_stops_and_starts_again(tmp_path: Path) -> None:
             await serving(client, tmp_path)
 
     run(main())
+
+
+def test_filters_stand_on_nodes(tmp_path: Path) -> None:
+    """By name with a child's name or inline options; what is wrong with their options is said before anything opens."""
+    async def main() -> None:
+        async with controlled(tmp_path) as (daemon, _monitors, client):
+            await client.run("object-add", qom_type="iothread", id="io0")
+            await client.run("blockdev-add", driver="memory", node_name="m", size=MIB)
+            for options, says in (
+                ({"errno": "ENOPE"}, "is no errno"), ({"x": 1}, "is no option"), ({"at": []}, "expected"),
+            ):
+                with pytest.raises(Failed, match=says):
+                    await client.run("blockdev-add", driver="error", node_name="f", file="m", options=options)
+            await client.run(
+                "blockdev-add", driver="delay", node_name="slow", options={"read": "1ms"},
+                file={"driver": "error", "file": "m", "options": {"errno": "ENOSPC", "kinds": "write"}},
+            )
+            await serving(client, tmp_path)
+            await client.run(
+                "block-export-add", type="nbd", id="e0", node_name="slow", writable=True, iothread="io0"
+            )
+            assert {node.home.name for node in daemon.nodes.values()} == {"io0"}
+            async with nbd_connect(uri(tmp_path, "slow")) as nbd:
+                assert bytes(await nbd.read(0, 512)) == bytes(512)
+                with pytest.raises(BlockError, match="injected") as failed:
+                    await nbd.write(0, b"x" * 512)
+                assert failed.value.errno == errno.ENOSPC
+            assert (await client.line())["data"]["nospace"] is True
+            await client.run("block-export-del", id="e0", mode="hard")
+            await client.run("blockdev-del", node_name="slow")
+            assert list(daemon.nodes) == ["m"]
+
+    run(main())
+
+
+def test_an_export_of_another_server(tmp_path: Path) -> None:
+    """Our own, in this case: nbd over memory, read-only."""
+    async def main() -> None:
+        async with controlled(tmp_path) as (_daemon, _monitors, client):
+            await client.run("blockdev-add", driver="memory", node_name="m", size=MIB)
+            await serving(client, tmp_path)
+            await client.run("block-export-add", type="nbd", id="e0", node_name="m", iothread="iothread-0")
+            server = {"type": "unix", "path": str(tmp_path / "nbd")}
+            await client.run("blockdev-add", driver="nbd", node_name="far", server=server, export="m")
+            await client.run("block-export-add", type="nbd", id="e1", node_name="far", name="again")
+            async with nbd_connect(uri(tmp_path, "again")) as nbd:
+                assert bytes(await nbd.read(4096, 512)) == bytes(512)
+            await client.run("block-export-del", id="e1", mode="hard")
+            await client.run("blockdev-del", node_name="far")
+            for where, says in (
+                ({"type": "unix", "path": "/no/such"}, "Failed to connect to '/no/such': No such file or directory"),
+                ({"type": "inet", "host": "localhost", "port": "1"}, "Failed to connect to 'localhost:1': "),
+                ({"type": "inet", "host": "localhost", "port": "x"}, "address resolution failed for localhost:x"),
+            ):
+                with pytest.raises(Failed, match=says):
+                    await client.run("blockdev-add", driver="nbd", node_name="far", server=where)
+
+    run(main())

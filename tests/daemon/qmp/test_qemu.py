@@ -76,6 +76,9 @@ SCRIPT = [
     ('{"execute":"blockdev-add","arguments":{"driver":"raw","node-name":"r2",'
     '"file":{"driver":"null-co","size":8192},"size":100}}'),
     '{"execute":"blockdev-add","arguments":{"driver":"null-co","node-name":"z","size":1048576,"read-only":true}}',
+    '{"execute":"blockdev-add","arguments":{"driver":"nbd","node-name":"c"}}',
+    '{"execute":"blockdev-add","arguments":{"driver":"nbd","node-name":"c","server":{"type":"zzz"}}}',
+    '{"execute":"blockdev-add","arguments":{"driver":"nbd","node-name":"c","server":{"type":"unix","path":"/nope"}}}',
     '{"execute":"blockdev-del","arguments":{"node-name":"n0"}}',
     '{"execute":"blockdev-del","arguments":{"node-name":"nope"}}',
     '{"execute":"blockdev-del","arguments":{"node":"nope"}}',
