@@ -20,6 +20,7 @@ from homeloop.cli.copy import copy_command
 from homeloop.cli.demo import demo
 from homeloop.cli.serve import serve
 from homeloop.cli.words import StatusAwareHandler, screen, sentence
+from homeloop.daemon.config import ConfigError
 from homeloop.errors import BlockError, PeerError, UsageError
 
 __all__ = ["main"]
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except UsageError as exc:
-        if type(exc) is not UsageError:
+        if type(exc) not in (UsageError, ConfigError):
             raise                   # a wrong thread or state: our mistake, and its traceback tells where
         failure, status = str(exc), 2
     except BlockError as exc:
@@ -101,6 +102,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_tls(command)
     command.add_argument(
         "--control", metavar="PATH", help="take commands on this unix socket, as qemu-storage-daemon does (QMP)"
+    )
+    command.add_argument("--config", metavar="FILE", help="serve what this file says (TOML; see docs/daemon.md)")
+    command.add_argument("--check", action="store_true", help="only check --config FILE, and say all that is wrong")
+    command.add_argument(
+        "--switch-interval-ms", type=float, metavar="MS",
+        help="how long a busy thread keeps the others from running at most (default: 0.5; Python's own is 5)",
     )
     command.set_defaults(run=serve)
 

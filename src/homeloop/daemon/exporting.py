@@ -17,6 +17,7 @@ import os
 import socket
 import tempfile
 from collections.abc import Callable, Mapping
+from socket import socket as Socket
 from types import TracebackType
 from typing import Final
 
@@ -58,9 +59,10 @@ class ExportConfig:
 class ListenConfig:
     """Where the daemon listens; neither: a unix socket in a private folder that goes with the daemon."""
 
-    socket: str | None = None
+    socket: str | None = None       # a path
     host: str | None = None
     port: int | None = None
+    inherited: Socket | None = None      # one that listens already
 
 
 @dataclasses.dataclass(slots=True, kw_only=True, eq=False)
@@ -78,6 +80,11 @@ class Exported:
     def device(self) -> Device:
         """The node's device."""
         return self.node.device
+
+    @property
+    def writable(self) -> bool:
+        """May its clients change it?"""
+        return self.export is not None and not self.export.read_only
 
     @property
     def home_name(self) -> str:
@@ -221,14 +228,15 @@ class Daemon:
 
     # -- exports -------------------------------------------------------------------------------------------
 
-    async def add_export(self, config: ExportConfig) -> Exported:
-        """Open a device and serve it from the next IOThread in turn.
+    async def add_export(self, config: ExportConfig, *, iothread: IOThread | None = None) -> Exported:
+        """Open a device and serve it from the IOThread, or from the next one in turn.
 
         UsageError or BlockError if the device cannot be opened: nothing has changed then.
         """
         self._check_new(config.name, config.description)        # before an image is made
-        iothread = self._threads[self._next_thread % len(self._threads)]
-        self._next_thread += 1
+        if iothread is None:
+            iothread = self._threads[self._next_thread % len(self._threads)]
+            self._next_thread += 1
         nodes = self.nodes
         free = is_identifier(config.name) and nodes.is_free(config.name)
         node = await nodes.open(
@@ -371,6 +379,8 @@ class Daemon:
                 # is a UnicodeError.
                 text = error.strerror if isinstance(error, OSError) else str(error)
                 raise OSError(errno.EADDRNOTAVAIL, f"cannot find the host {host!r}: {text}") from error
+        elif where.inherited is not None:
+            await self.server.listen(where.inherited)
         else:
             path = where.socket
             if path is None:

@@ -109,14 +109,14 @@ class Nodes(Mapping[str, Node]):
         return f"#block{next(self._numbers):03}"
 
     async def open(
-        self, name: str, kind: str, make: Callable[[list[Device]], Driver | Device | None], *, children: tuple[Node, ...] = (),
-        options: Mapping[str, object], read_only: bool = False, owned: bool = True, movable: bool = True,
-        home: AioContext | None = None,
+        self, name: str, kind: str, make: Callable[[list[Device]], Driver | Device | None], *,
+        children: tuple[Node, ...] = (), options: Mapping[str, object], read_only: bool = False, owned: bool = True,
+        movable: bool = True, home: AioContext | None = None,
     ) -> Node:
         """Make a node: make() runs on a worker. What it raises is raised, and nothing has changed.
 
-        make(made) returns a driver or a device, or puts a device into the list. The name has been checked. home: None for its
-        children's, else the main context. Cancelled or failed: waits for make(), and closes what it had made.
+        make(made) returns a driver or a device, or puts a device into the list. The name has been checked. home: None
+        for its children's, else the main context. Cancelled or failed: waits for make(), and closes what it made.
         """
         if home is None:
             home = children[0].home if children else self._context

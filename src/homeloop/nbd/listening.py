@@ -17,7 +17,7 @@ from typing import Any
 
 from homeloop.nbd.uri import NbdUri
 
-__all__ = ["Listener", "listen_tcp", "listen_unix", "peer_name"]
+__all__ = ["Listener", "adopt_listener", "listen_tcp", "listen_unix", "peer_name"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +64,15 @@ def listen_unix(path: str, backlog: int) -> Listener:
     except BaseException:
         sock.close()
         raise
+
+
+def adopt_listener(sock: socket.socket) -> Listener:
+    """Take over a unix or TCP socket that listens already; its file is somebody else's to remove."""
+    sock.setblocking(False)
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        return Listener(sock=sock, uri=NbdUri(socket=os.fsdecode(name)))
+    return Listener(sock=sock, uri=NbdUri(host=name[0], port=name[1]))
 
 
 def _clear_stale(path: str) -> None:

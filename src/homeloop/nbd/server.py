@@ -29,7 +29,7 @@ from homeloop.nbd.connection import Connection, ConnectionLimits
 from homeloop.nbd.credentials import TlsCredentials
 from homeloop.nbd.export import Export, ExportStatistics, Offers, OnError
 from homeloop.nbd.handshake import Ended, Handshake, HandshakeLimits, Negotiated, TlsMode, find_export
-from homeloop.nbd.listening import Listener, listen_tcp, listen_unix, peer_name
+from homeloop.nbd.listening import Listener, adopt_listener, listen_tcp, listen_unix, peer_name
 from homeloop.nbd.tls import TlsSocket, Wire, receive, send_all
 from homeloop.nbd.uri import NbdUri, format_uri
 
@@ -129,11 +129,13 @@ class Server:
 
     # -- listening -----------------------------------------------------------------------------------------
 
-    async def listen(self, where: str | os.PathLike[str] | tuple[str, int], *, export: str = "") -> str:
+    async def listen(
+        self, where: str | os.PathLike[str] | tuple[str, int] | socket.socket, *, export: str = ""
+    ) -> str:
         """Listen on a unix socket's path, or on (host, port); port 0 takes a free one. Return the URI of `export`.
 
-        A socket file that a dead server left is replaced. Raises OSError, naming the address: EADDRINUSE if
-        somebody listens there.
+        Or take over a socket that listens already. A socket file that a dead server left is replaced. Raises OSError,
+        naming the address: EADDRINUSE if somebody listens there.
         """
         self._check_home("listen()")
         if self._closing:
@@ -141,6 +143,8 @@ class Server:
         if isinstance(where, tuple):
             host, port = where
             listeners = listen_tcp(host or "localhost", await self._addresses(host, port), self._limits.backlog)
+        elif isinstance(where, socket.socket):
+            listeners = [adopt_listener(where)]
         else:
             listeners = [listen_unix(os.fspath(where), self._limits.backlog)]
         for listener in listeners:

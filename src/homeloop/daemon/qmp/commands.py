@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from homeloop.block.device import Device
+from homeloop.daemon.building import find_node, open_node
 from homeloop.daemon.exporting import Daemon, Exported, ListenConfig
 from homeloop.daemon.iothreads import PROPERTIES, WRITABLE
-from homeloop.daemon.kinds import KINDS, NODE_OPTIONS
+from homeloop.daemon.kinds import NODE_OPTIONS
 from homeloop.daemon.nodes import Node, is_identifier
 from homeloop.daemon.qmp.arguments import ANY, BOOL, INT, STRING, Enum, Integer, Member, Shape, Struct, Union
 from homeloop.daemon.qmp.session import COMMAND_NOT_FOUND, DEVICE_NOT_FOUND, GENERIC_ERROR
@@ -84,37 +84,8 @@ async def _quit(_daemon: Daemon, _arguments: Arguments) -> object:
 async def _blockdev_add(daemon: Daemon, arguments: Arguments) -> object:
     if "node-name" not in arguments:
         raise UsageError("'node-name' must be specified for the root node")
-    await _open_node(daemon, arguments, owned=True)
+    await open_node(daemon.nodes, arguments)
     return {}
-
-
-async def _open_node(daemon: Daemon, options: Arguments, *, owned: bool) -> Node:
-    """Open a node with all that is inline below it; if it cannot be opened, what was opened for it is closed."""
-    nodes, kind = daemon.nodes, KINDS[options["driver"]]
-    name = options.get("node-name") or nodes.free_name()
-    if "node-name" in options:
-        nodes.check_new(options["node-name"])
-    children: dict[str, Node] = {}
-    for member in kind.children:
-        if member not in options:
-            continue
-        below = options[member]
-        if isinstance(below, str):
-            children[member] = _find_node(daemon, below, device=below)
-        else:
-            inherited = {"read-only": options["read-only"]} if "read-only" in options else {}
-            children[member] = await _open_node(daemon, inherited | below, owned=False)
-    try:
-        devices: dict[str, Device] = {member: child.device for member, child in children.items()}
-        return await nodes.open(
-            name, options["driver"], lambda _made: kind.make(options, devices), children=tuple(children.values()),
-            options=options, read_only=bool(options.get("read-only")), owned=owned, movable=kind.movable,
-        )
-    except BaseException:
-        for child in children.values():
-            if not child.owned and not child.users():
-                await nodes.close(child)
-        raise
 
 
 async def _blockdev_del(daemon: Daemon, arguments: Arguments) -> object:
@@ -125,13 +96,6 @@ async def _blockdev_del(daemon: Daemon, arguments: Arguments) -> object:
     daemon.nodes.check_unused(node)
     await daemon.nodes.close(node)
     return {}
-
-
-def _find_node(daemon: Daemon, name: str, *, device: str = "") -> Node:
-    node = daemon.nodes.get(name)
-    if node is None:
-        raise UsageError(f"Cannot find device='{device}' nor node-name='{name}'")
-    return node
 
 
 async def _query_named_block_nodes(daemon: Daemon, _arguments: Arguments) -> object:
@@ -159,7 +123,7 @@ async def _query_block(_daemon: Daemon, _arguments: Arguments) -> object:
 
 
 async def _block_resize(daemon: Daemon, arguments: Arguments) -> object:
-    node = _find_node(daemon, arguments.get("node-name", ""), device=arguments.get("device", ""))
+    node = find_node(daemon.nodes, arguments.get("node-name", ""), device=arguments.get("device", ""))
     if arguments["size"] < 0:
         raise UsageError("Parameter 'size' expects a >0 size")
     await daemon.resize(node, arguments["size"])
@@ -266,7 +230,7 @@ async def _block_export_add(daemon: Daemon, arguments: Arguments) -> object:
     if not is_identifier(id):
         raise UsageError("Invalid block export id")
     daemon.check_new_id(id)
-    node = _find_node(daemon, arguments["node-name"])
+    node = find_node(daemon.nodes, arguments["node-name"])
     if "iothread" in arguments:
         iothread = daemon.objects.get(arguments["iothread"])
         if iothread is None:

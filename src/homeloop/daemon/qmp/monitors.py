@@ -25,7 +25,7 @@ from homeloop.daemon.qmp.arguments import ArgumentError
 from homeloop.daemon.qmp.commands import VERSION, CommandFailed, execute
 from homeloop.daemon.qmp.parsing import TooLong
 from homeloop.daemon.qmp.session import GENERIC_ERROR, Command, Session
-from homeloop.nbd.listening import Listener, listen_unix
+from homeloop.nbd.listening import Listener, adopt_listener, listen_unix
 
 __all__ = ["MONITORS_MAX", "UNSENT_BYTES_MAX", "Monitors"]
 
@@ -40,16 +40,15 @@ _BACKLOG: Final = 16
 class Monitors:
     """All clients of one control socket. The main context's; close() before the daemon's."""
 
-    def __init__(self, daemon: Daemon, path: str) -> None:
-        """Listen; the socket file is for this user only. OSError, naming the path, if that cannot be."""
+    def __init__(self, daemon: Daemon, where: str | socket.socket) -> None:
+        """Listen at a path, with a socket file that is for this user only, or on a socket that listens already.
+
+        OSError, naming the path, if that cannot be.
+        """
         self.on_quit: Callable[[], object] = lambda: None       # called when a client has sent quit
         self._daemon = daemon
         self._context = AioContext.of()
-        mask = os.umask(0o177)                      # its mode is that of its first moment: 0600
-        try:
-            self._listener: Listener = listen_unix(path, _BACKLOG)
-        finally:
-            os.umask(mask)
+        self._listener: Listener = adopt_listener(where) if isinstance(where, socket.socket) else _listen(where)
         self._monitors: set[_Monitor] = set()
         self._numbers = itertools.count(1)
         daemon.subscribers.append(self._on_event)
@@ -100,6 +99,14 @@ class Monitors:
         await asyncio.gather(*(monitor.close() for monitor in list(self._monitors)))
         with contextlib.suppress(ValueError):
             self._daemon.subscribers.remove(self._on_event)
+
+
+def _listen(path: str) -> Listener:
+    mask = os.umask(0o177)                          # its mode is that of its first moment: 0600
+    try:
+        return listen_unix(path, _BACKLOG)
+    finally:
+        os.umask(mask)
 
 
 class _Monitor:
