@@ -3,6 +3,8 @@
 QEMU's AioContext, IOThreads and big lock for asyncio; and block devices over NBD on top of them.
 """
 
+import os
+
 from homeloop.core.biglock import BigLock
 from homeloop.core.bottom_half import BottomHalf
 from homeloop.core.context import AioContext
@@ -58,3 +60,9 @@ __all__ = [
 ]
 
 __version__ = "0.1.0.dev0"
+
+# Opted in by who starts the program: `homeloop ps` finds it.
+if os.environ.get("HOMELOOP_DEBUG_SOCKET"):
+    from homeloop.debug.listening import listen_if_asked
+
+    listen_if_asked()

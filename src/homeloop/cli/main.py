@@ -18,6 +18,7 @@ from homeloop.block.opening import parse_size
 from homeloop.cli.bench import bench
 from homeloop.cli.copy import copy_command
 from homeloop.cli.demo import demo
+from homeloop.cli.ps import ps
 from homeloop.cli.serve import serve
 from homeloop.cli.words import StatusAwareHandler, screen, sentence
 from homeloop.daemon.config import ConfigError
@@ -100,15 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         help="make the image if it is missing, with so many bytes; k, M, G and T are powers of 1024",
     )
     _add_tls(command)
-    command.add_argument(
-        "--control", metavar="PATH", help="take commands on this unix socket, as qemu-storage-daemon does (QMP)"
-    )
-    command.add_argument("--config", metavar="FILE", help="serve what this file says (TOML; see docs/daemon.md)")
-    command.add_argument("--check", action="store_true", help="only check --config FILE, and say all that is wrong")
-    command.add_argument(
-        "--switch-interval-ms", type=float, metavar="MS",
-        help="how long a busy thread keeps the others from running at most (default: 0.5; Python's own is 5)",
-    )
+    _add_control(command)
     command.set_defaults(run=serve)
 
     _add_copy(commands)
@@ -122,6 +115,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("image", nargs="?", help="a raw image, which is only read (default: one of 64 MiB is made)")
     command.set_defaults(run=demo)
 
+    _add_ps(commands)
+
     command = commands.add_parser(
         "bench",
         help="run the benchmarks of the source checkout",
@@ -131,6 +126,31 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.set_defaults(run=bench)
     return parser
+
+
+def _add_control(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--control", metavar="PATH", help="take commands on this unix socket, as qemu-storage-daemon does (QMP)"
+    )
+    command.add_argument("--config", metavar="FILE", help="serve what this file says (TOML; see docs/daemon.md)")
+    command.add_argument("--check", action="store_true", help="only check --config FILE, and say all that is wrong")
+    command.add_argument(
+        "--switch-interval-ms", type=float, metavar="MS",
+        help="how long a busy thread keeps the others from running at most (default: 0.5; Python's own is 5)",
+    )
+
+
+def _add_ps(commands: argparse._SubParsersAction[_Parser]) -> None:
+    command = commands.add_parser(
+        "ps",
+        help="show what running homeloop programs do",
+        description="Ask this user's running programs that listen (homeloop.debug.listen(), HOMELOOP_DEBUG_SOCKET=1 or "
+        "`homeloop serve --control`): contexts, coroutines and what they wait for, the big lock, exports.",
+        allow_abbrev=False,
+    )
+    command.add_argument("socket", nargs="*", metavar="SOCKET", help="ask there (default: all in the usual place)")
+    command.add_argument("--json", action="store_true", help="print values instead of text")
+    command.set_defaults(run=ps)
 
 
 def _add_tls(command: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from homeloop.daemon.building import deploy
 from homeloop.daemon.config import CONFIG_BYTES_MAX, ServeConfig, read_config
 from homeloop.daemon.exporting import Daemon, ExportConfig, ListenConfig
 from homeloop.daemon.qmp.monitors import Monitors
+from homeloop.debug.listening import listen, runtime_folder
 from homeloop.errors import BlockError, UsageError
 from homeloop.nbd.credentials import TlsCredentials
 from homeloop.nbd.uri import parse_uri
@@ -192,6 +193,7 @@ async def _serve(plan: Plan) -> None:
                 monitors = Monitors(daemon, control)
                 stack.push_async_callback(monitors.close)
                 monitors.on_quit = ending.wanted.set
+                _answer_ps(daemon, stack)
                 screen.say(f"control socket: {config.control or 'the inherited one'}")
             screen.say("Ctrl-C ends it.")
             throughput = Throughput(daemon)
@@ -200,6 +202,16 @@ async def _serve(plan: Plan) -> None:
             what = f"{plural(in_flight, 'request')} in flight" if in_flight else "and flushing"
             screen.say(f"finishing {what}; Ctrl-C again gives up on that")
         screen.say(f"flushed and closed: {throughput.summary()}")
+
+
+def _answer_ps(daemon: Daemon, stack: contextlib.AsyncExitStack) -> None:
+    """Let `homeloop ps` find us; where that cannot be, we serve all the same."""
+    try:
+        listening = stack.enter_context(listen(runtime_folder() / f"{os.getpid()}-serve.sock"))
+    except (OSError, UsageError) as error:
+        screen.complain(f"homeloop serve: `homeloop ps` will not find this process: {error}")
+        return
+    listening.sources["exports"] = daemon.picture
 
 
 async def _listen(daemon: Daemon, plan: Plan) -> None:

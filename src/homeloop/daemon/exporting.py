@@ -344,6 +344,18 @@ class Daemon:
             raise UsageError("Image format driver does not support resize")
         await self.nodes.run_at_home(node, resize(size))
 
+    def picture(self) -> list[dict[str, object]]:
+        """The exports with their connections, as values that JSON can carry. Any thread; of about one moment."""
+        shown: list[dict[str, object]] = []
+        for exported in list(self._exports.values()):
+            connections = [] if exported.export is None else list(exported.export.connections)
+            shown.append({
+                "id": exported.id, "name": exported.name, "node": exported.node.name, "home": exported.home_name,
+                "size": exported.device.size, "in_flight": exported.device.in_flight,
+                "connections": [dataclasses.asdict(connection.statistics()) for connection in connections],
+            })
+        return shown
+
     def emit(self, name: str, data: dict[str, object]) -> None:
         """Tell all subscribers of an event."""
         for subscriber in list(self.subscribers):
