@@ -339,10 +339,7 @@ class Daemon:
             raise UsageError("Image is read-only")
         if node.parents:
             raise UsageError(f"Node {node.name} is in use by {', '.join(node.users())}")
-        resize = getattr(node.device, "resize", None)
-        if resize is None:
-            raise UsageError("Image format driver does not support resize")
-        await self.nodes.run_at_home(node, resize(size))
+        await self.nodes.run_at_home(node, node.device.resize(size))
 
     def picture(self) -> list[dict[str, object]]:
         """The exports with their connections, as values that JSON can carry. Any thread; of about one moment."""

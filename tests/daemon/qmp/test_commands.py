@@ -347,3 +347,30 @@ def test_an_export_of_another_server(tmp_path: Path) -> None:
                     await client.run("blockdev-add", driver="nbd", node_name="far", server=where)
 
     run(main())
+
+
+def test_resize_under_a_client(tmp_path: Path) -> None:
+    """A client that is there keeps what it was told, a new one sees the new size; a node below another stays."""
+    async def main() -> None:
+        async with controlled(tmp_path) as (_daemon, _monitors, client):
+            await client.run("blockdev-add", driver="memory", node_name="m", size=MIB)
+            await serving(client, tmp_path)
+            await client.run("block-export-add", type="nbd", id="e0", node_name="m", iothread="iothread-0")
+            async with nbd_connect(uri(tmp_path, "m")) as old:
+                await client.run("block_resize", node_name="m", size=2 * MIB)
+                async with nbd_connect(uri(tmp_path, "m")) as new:
+                    assert (old.info.size, new.info.size) == (MIB, 2 * MIB)
+                    assert bytes(await new.read(2 * MIB - 512, 512)) == bytes(512)
+                    assert bytes(await old.read(0, 512)) == bytes(512)
+            (node,) = await client.run("query-named-block-nodes")
+            assert node["image"]["virtual-size"] == 2 * MIB
+            with pytest.raises(Failed, match="expects a >0 size"):
+                await client.run("block_resize", node_name="m", size=-1)
+            await client.run("blockdev-add", driver="raw", node_name="r", file="m")
+            with pytest.raises(Failed, match="Node m is in use by export 'e0', node 'r'"):
+                await client.run("block_resize", node_name="m", size=MIB)
+            await client.run("blockdev-add", **picky("p"))
+            with pytest.raises(Failed):
+                await client.run("block_resize", node_name="p", size=MIB)
+
+    run(main())
