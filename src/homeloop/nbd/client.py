@@ -33,7 +33,7 @@ from homeloop.nbd.tls import Wire, watcher_of
 from homeloop.nbd.transmission import Reply, ReplyReader, pack_extended_request, pack_request
 from homeloop.nbd.uri import NbdUri, parse_uri
 
-__all__ = ["IN_FLIGHT_MAX", "Client", "connect"]
+__all__ = ["IN_FLIGHT_MAX", "Client", "Connecting", "connect"]
 
 IN_FLIGHT_MAX: Final = 1024  # requests on their way; a server may take fewer at once, and reads the rest later
 
@@ -405,7 +405,7 @@ class Client:
             self._close_socket()
 
 
-class _Connecting:
+class Connecting:
     """What connect() returns: to be awaited, or entered with `async with`."""
 
     def __init__(self, uri: NbdUri, in_flight_max: int, tls: TlsCredentials | None) -> None:
@@ -430,7 +430,7 @@ class _Connecting:
 
 def connect(
     uri: str | NbdUri, *, in_flight_max: int = IN_FLIGHT_MAX, tls: TlsCredentials | None = None
-) -> _Connecting:
+) -> Connecting:
     """Connect to an export: `await connect(uri)`, or `async with connect(uri) as client`.
 
     ValueError for what is no NBD URI; when awaited, OSError if nobody listens, BlockError if the server refuses
@@ -443,7 +443,7 @@ def connect(
     """
     if in_flight_max < 1:
         raise UsageError(f"in_flight_max={in_flight_max}: there must be room for one request")
-    return _Connecting(parse_uri(uri) if isinstance(uri, str) else uri, in_flight_max, tls)
+    return Connecting(parse_uri(uri) if isinstance(uri, str) else uri, in_flight_max, tls)
 
 
 async def _open(uri: NbdUri, in_flight_max: int, tls: TlsCredentials | None) -> Client:
