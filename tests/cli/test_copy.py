@@ -116,6 +116,17 @@ class Endless:
         return bytes(length)
 
 
+def test_serve_an_export_again(running_server: Callable[..., tuple[Running, str]], source: Path,
+                               tmp_path: Path) -> None:
+    """`homeloop serve nbd+unix://...`: named as the export is, and copied through both."""
+    _, far = running_server(str(source))
+    proxy, near = running_server(far)
+    assert "/source?socket=" in near
+    assert main(["copy", near, str(tmp_path / "copied")]) == 0
+    assert (tmp_path / "copied").read_bytes() == source.read_bytes()
+    assert proxy.end() == 0
+
+
 def test_ctrl_c(start: Start) -> None:
     """In order: what is in flight ends, exit status 130, and a sentence."""
     copying = start("copy", f"python:{__name__}:Endless", f"null:{1 << 60}")

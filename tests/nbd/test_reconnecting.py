@@ -414,6 +414,7 @@ async def test_close_fails_who_waits(server: Scripted) -> None:
         await server.stop()
         peer.hang_up()
         await until(lambda: not client.connected)
+        await turns()                                   # it has learned of the loss, and waits
         await soon(client.close())
         with pytest.raises(WrongState, match="closed"):
             await soon(reading)
