@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 import threading
@@ -16,6 +17,7 @@ from homeloop.errors import BlockError, ConnectionLost, PeerError
 from homeloop.nbd.attempt import Attempt
 from homeloop.nbd.client import Client
 from homeloop.nbd.serving import serve
+from homeloop.nbd.session import open_session
 from homeloop.nbd.uri import NbdUri, parse_uri
 from tests.nbd.talking import soon
 
@@ -108,3 +110,14 @@ def test_given_up(mute: NbdUri, before: bool) -> None:
         attempt.run()
     giving_up.join(10)
     attempt.give_up()
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64 + ".invalid"])
+def test_a_host_that_is_none(host: str) -> None:
+    """Named in the error, with an errno that is one; the same on a loop."""
+    with pytest.raises(OSError, match=f"cannot find the host '{host}'") as caught:
+        Attempt(NbdUri(host=host)).run()
+    assert caught.value.errno == errno.EADDRNOTAVAIL
+    with pytest.raises(OSError, match=f"cannot find the host '{host}'") as caught:
+        asyncio.run(soon(open_session(NbdUri(host=host), None)))
+    assert caught.value.errno == errno.EADDRNOTAVAIL

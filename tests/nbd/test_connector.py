@@ -277,3 +277,16 @@ async def test_close(connector: Connector, attempts: Attempts, pauses: list[floa
     await until(lambda: other._session is not None)
     other.close()
     assert attempt.outcome.closed
+
+
+@waiting
+async def test_close_in_a_callback_at_home(connector: Connector, attempts: Attempts, pauses: list[float]) -> None:
+    """Outside any coroutine a wake would run the waiter at once, on the stack of close(), which has the mutex."""
+    mutex = WatchedMutex()
+    connector._mutex = mutex  # type: ignore[assignment]
+    waiter = asyncio.ensure_future(spawned(connector.session()))
+    await attempts.begun(0)
+    asyncio.get_running_loop().call_soon(connector.close)
+    with pytest.raises(WrongState, match="closed"):
+        await soon(waiter)
+    assert not mutex.taken_twice

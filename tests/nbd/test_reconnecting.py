@@ -144,9 +144,11 @@ async def test_requests_wait_and_then_fail_and_then_go_on(server: Scripted) -> N
         clock.let_pass()
         peer = await server.peer()
         await until(lambda: client.connected)
-        reading = asyncio.ensure_future(client.read(0, 512))
-        peer.answer(await peer.asked())
-        assert await soon(reading) == bytes(512)
+        await do(peer, client.read(0, 512))
+        peer.hang_up()
+        peer = await server.peer()
+        await until(lambda: client.connected)
+        assert not clock.timers                         # of this delay nothing is left for the next loss
 
 
 @scripted
@@ -376,6 +378,9 @@ async def test_open_fails_as_it_would_without_retries(server: Scripted) -> None:
     with pytest.raises(BlockError, match="ERR_UNKNOWN: no") as caught:
         await soon(client.open())
     assert caught.value.errno == errno.ENOENT
+    uri = f"nbds+unix:///?socket={server.path}&tls-certificates=/nonexistent"
+    with pytest.raises(UsageError, match="/nonexistent"):
+        await soon(ReconnectingClient(uri, reconnect_delay=HOUR_S, pacing=Clock().pacing).open())
     await server.stop()
     client = ReconnectingClient(server.uri, reconnect_delay=HOUR_S, pacing=Clock().pacing)
     with pytest.raises(FileNotFoundError):

@@ -17,7 +17,7 @@ from typing import Final
 
 from homeloop.errors import ConnectionLost
 from homeloop.nbd.credentials import TlsCredentials
-from homeloop.nbd.session import Session, shake_hands
+from homeloop.nbd.session import Session, no_address, shake_hands
 from homeloop.nbd.uri import NbdUri
 
 __all__ = ["ATTEMPT_S", "Attempt"]
@@ -81,7 +81,10 @@ class Attempt:
         uri = self._uri
         if uri.socket is not None:
             return self._connect_to(socket.AF_UNIX, uri.socket)
-        addresses = socket.getaddrinfo(uri.host, uri.port, type=socket.SOCK_STREAM)
+        try:
+            addresses = socket.getaddrinfo(uri.host, uri.port, type=socket.SOCK_STREAM)
+        except (socket.gaierror, UnicodeError) as error:
+            raise no_address(uri, error) from error
         for number, (family, _, _, _, address) in enumerate(addresses, 1):
             try:
                 return self._connect_to(family, address)

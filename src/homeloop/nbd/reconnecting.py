@@ -408,10 +408,10 @@ class ReconnectingClient:
         """The manager's work: one session."""
         try:
             session = await self._connector.session(retry=retry)
-        except (OSError, PeerError, BlockError):
-            self._delay_is_over()                   # the one attempt of open()
-            return
         except WrongState:                          # closed meanwhile
+            return
+        except Exception:                           # whatever ended the one attempt of open(): that raises it
+            self._delay_is_over()
             return
         self._take(session)
 

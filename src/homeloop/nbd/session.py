@@ -20,7 +20,7 @@ from homeloop.nbd.protocol import OptionReply
 from homeloop.nbd.tls import TlsSocket, Wire, receive, send_all
 from homeloop.nbd.uri import NbdUri
 
-__all__ = ["Session", "open_session", "shake_hands"]
+__all__ = ["Session", "no_address", "open_session", "shake_hands"]
 
 _RECEIVE_BYTES: Final = 16 << 10  # of one receive during the handshake
 
@@ -98,10 +98,20 @@ def _refusal(uri: NbdUri, end: Refused) -> BlockError:
     return BlockError(number, f"export {uri.export!r}: {reply.name}: {end.text}")
 
 
+def no_address(uri: NbdUri, error: Exception) -> OSError:
+    """What getaddrinfo() raised, with the host, and with an errno of this platform. A name IDNA cannot encode is a
+    UnicodeError."""
+    text = error.strerror if isinstance(error, OSError) else str(error)
+    return OSError(errno.EADDRNOTAVAIL, f"cannot find the host {uri.host!r}: {text}")
+
+
 async def _connected(loop: asyncio.AbstractEventLoop, uri: NbdUri) -> socket.socket:
     if uri.socket is not None:
         return await _connect_to(loop, socket.AF_UNIX, uri.socket)
-    addresses = await loop.getaddrinfo(uri.host, uri.port, type=socket.SOCK_STREAM)
+    try:
+        addresses = await loop.getaddrinfo(uri.host, uri.port, type=socket.SOCK_STREAM)
+    except (socket.gaierror, UnicodeError) as error:
+        raise no_address(uri, error) from error
     for number, (family, _, _, _, address) in enumerate(addresses, 1):
         try:
             return await _connect_to(loop, family, address)
