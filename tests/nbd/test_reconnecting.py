@@ -345,12 +345,22 @@ async def test_f4_a_server_that_shuts_down(server: Scripted) -> None:
     """It is told goodbye, and its successor is asked."""
     async with reconnecting(server) as client:
         peer = await server.peer()
-        reading = asyncio.ensure_future(client.read(0, 512))
-        peer.answer(await peer.asked(), error=108)
+        reads = [asyncio.ensure_future(client.read(n * 512, 512)) for n in range(3)]
+        for asked in (await asked_for(peer, 3))[:2]:
+            peer.answer(asked, error=108)
         assert await peer.ended() == wire.request(wire.DISC)
         peer = await server.peer()
-        peer.answer(await peer.asked())
-        assert await soon(reading) == bytes(512)
+        for asked in await asked_for(peer, 3):
+            peer.answer(asked)
+        assert await soon(asyncio.gather(*reads)) == [bytes(512)] * 3
+        reading = asyncio.ensure_future(client.read(0, 512))
+        for _ in range(TRIES_MAX - 1):
+            peer.answer(await peer.asked(), error=108)
+            peer = await server.peer()
+        peer.answer(await peer.asked(), error=108)
+        with pytest.raises(BlockError) as caught:
+            await soon(reading)
+        assert caught.value.errno == errno.ESHUTDOWN
 
 
 @scripted
@@ -499,3 +509,20 @@ def test_from_threads_while_the_server_is_away(tmp_path: Path) -> None:
 def test_options_that_make_no_sense(options: dict[str, float]) -> None:
     with pytest.raises(UsageError):
         ReconnectingClient("nbd://localhost", **options)  # type: ignore[arg-type]
+
+
+@scripted
+async def test_open_again(server: Scripted) -> None:
+    """Nothing to do; and one that is cancelled while the connection is away changes nothing."""
+    async with reconnecting(server) as client:
+        peer = await server.peer()
+        assert await client.open() is client
+        await server.stop()
+        peer.hang_up()
+        await until(lambda: not client.connected)
+        opening = asyncio.ensure_future(client.open())
+        await turns()
+        opening.cancel()
+        await turns()
+        await server.start()
+        await do(await server.peer(), client.read(0, 512))

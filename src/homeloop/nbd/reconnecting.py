@@ -188,15 +188,19 @@ class ReconnectingClient:
         Without a connection in open_timeout seconds, or after the one attempt: the last attempt's error (OSError if
         nobody listens, BlockError if the server refuses, PeerError if it is none). The client is closed then.
         """
-        try:
-            if self._settle_home():
-                await self._home.run(self._connected("open"))
-            else:
-                await self._connected("open")
-        except BaseException:
-            self._end(_State.CLOSED)
-            raise
+        if self._settle_home():
+            await self._home.run(self._open())
+        else:
+            await self._open()
         return self
+
+    async def _open(self) -> None:
+        try:
+            await self._connected("open")
+        except BaseException:
+            if not self._connections:           # else it was open, and whoever uses it goes on
+                self._end(_State.CLOSED)
+            raise
 
     async def close(self) -> None:
         """Take no more requests; finish those in flight if there is a connection, else fail them; say goodbye.
@@ -279,9 +283,10 @@ class ReconnectingClient:
                     raise
                 continue                    # when_failed() has been called: the next _connected() waits
             except BlockError as error:
-                if error.errno != errno.ESHUTDOWN or client is not self._client:
+                if error.errno != errno.ESHUTDOWN or tries == TRIES_MAX or self._state is _State.CLOSED:
                     raise
-                self._leave(client, error)  # F4: the server is about to go, its successor may answer
+                # F4: the server is about to go, its successor may answer. The first to learn of it leaves.
+                client.leave(ConnectionLost(f"the server shuts down: {error.text}"))
                 continue
             if not self._works and client is self._client:
                 self._works = True
@@ -450,10 +455,6 @@ class ReconnectingClient:
         else:
             self._state = _State.FAILING
         self._manager = self._home.spawn(self._get_session(retry=True), name="nbd reconnect")
-
-    def _leave(self, client: Client, error: BlockError) -> None:
-        """The server said that it goes: no more requests for it."""
-        client.leave(ConnectionLost(f"the server shuts down: {error.text}"))
 
     def _end(self, state: _State) -> None:
         """No more connections: BROKEN or CLOSED."""
