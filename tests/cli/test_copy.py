@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import pty
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -43,6 +46,34 @@ def test_copy_and_verify(source: Path, tmp_path: Path, capsys: pytest.CaptureFix
     assert complained == ""                         # stderr is no terminal: no bar
     assert target.read_bytes() == source.read_bytes()
     assert main(["copy", str(source), str(target), "--compare-only", "--connections", "1"]) == 0
+
+
+class AtHome:
+    """A device with coroutines that insist on one home."""
+
+    size = 3 << 20
+    data = bytearray(3 << 20)
+    homes: ClassVar[set[str]] = set()
+
+    async def read(self, offset: int, length: int) -> bytes:
+        self.homes.add(threading.current_thread().name)
+        return bytes(self.data[offset:offset + length])
+
+    async def write(self, offset: int, data: bytes) -> None:
+        self.homes.add(threading.current_thread().name)
+        self.data[offset:offset + len(data)] = data
+
+    async def close(self) -> None:
+        self.homes.add(threading.current_thread().name)
+
+
+def test_a_device_has_one_home(source: Path) -> None:
+    """Written, read to verify, and closed there."""
+    assert main(["copy", str(source), f"python:{__name__}:AtHome", "--verify"]) == 0
+    device = importlib.import_module(__name__).AtHome
+    assert bytes(device.data) == source.read_bytes()
+    assert len(device.homes) == 1
+    assert main(["copy", str(source), "memory:3M", "--verify"]) == 0
 
 
 def test_they_differ(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from homeloop.cli.words import amount, screen
 from homeloop.core.runtime import run
 from homeloop.errors import UsageError
 from homeloop.nbd.copy_ends import End, open_source, open_target
-from homeloop.nbd.copying import CopyPlan, CopyResult, Moved, check_ends, compare, copy
+from homeloop.nbd.copying import CopyPlan, CopyResult, Lanes, Moved, check_ends, compare, copy
 
 __all__ = ["Bar", "copy_command", "plan_of"]
 
@@ -71,20 +71,21 @@ async def _copy(source: str, target: str, plan: CopyPlan, options: argparse.Name
 
 async def _work(source_spec: str, target_spec: str, plan: CopyPlan, options: argparse.Namespace) -> None:
     async with contextlib.AsyncExitStack() as stack:
+        lanes = await stack.enter_async_context(Lanes())
         source = await open_source(source_spec)
-        stack.push_async_callback(source.close)
+        stack.push_async_callback(lanes.close, source)
         target = await _open_to(target_spec, source, reads=options.compare_only)
-        stack.push_async_callback(target.close)
+        stack.push_async_callback(lanes.close, target)
         check_ends(source, target, writes=not options.compare_only)
         if not options.compare_only:
             with Bar("copying", source.size) as bar:
-                result = await copy(source, target, plan, bar.moved)
+                result = await copy(source, target, plan, bar.moved, lanes=lanes)
             screen.say(f"copied {_summary(result, source.size, bar.seconds)}")
             if target.size > source.size:
                 screen.say(f"the last {amount(target.size - source.size)} of the target are as they were")
         if options.compare_only or options.verify:
             with Bar("comparing", source.size) as bar:
-                await compare(source, target, plan, bar.moved)
+                await compare(source, target, plan, bar.moved, lanes=lanes)
             screen.say(f"identical: {amount(source.size)} in {bar.seconds:.1f} s")
 
 

@@ -68,7 +68,7 @@ class End(Protocol):
         """Open what a lane uses. In a coroutine of that lane's context."""
 
     async def close(self) -> None:
-        """After all sides. From any context."""
+        """After all sides; a device where it is at home."""
 
 
 class NbdEnd:
@@ -201,13 +201,12 @@ class DeviceEnd:
         return _DeviceSide(self._device)
 
     async def close(self) -> None:
-        await self._device.close()  # if no lane did: then it has had no home yet
+        await self._device.close()  # at its home: Lanes.close()
 
 
 class _DeviceSide:
     def __init__(self, device: Device) -> None:
         self._device = device
-        self.close = device.close
 
     async def read(self, offset: int, length: int) -> BytesLike:
         return await _answer(self._device.read(offset, length))
@@ -224,6 +223,9 @@ class _DeviceSide:
     async def flush(self) -> None:
         if self._device.can_flush:
             await _answer(self._device.flush())
+
+    async def close(self) -> None:
+        pass  # it may be used again: its end closes it
 
 
 async def _answer(answer: T | Coroutine[object, object, T]) -> T:

@@ -13,10 +13,11 @@ them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import threading
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -28,10 +29,10 @@ from homeloop.errors import BlockError, PeerError, UsageError
 from homeloop.nbd.copy_ends import End, Side
 from homeloop.nbd.sending import BytesLike
 
-__all__ = ["CopyPlan", "CopyResult", "Moved", "check_ends", "compare", "copy"]
+__all__ = ["CopyPlan", "CopyResult", "Lanes", "Moved", "check_ends", "compare", "copy"]
 
 T = TypeVar("T")
-_REGION_BYTES_MAX: Final = 64 << 20
+_REGION_BYTES_MAX: Final = 1 << 30  # a sparse image of 1 TiB is asked for its extents 1024 times
 _ZERO_GRAIN: Final = 64 << 10  # of detect_zeroes: a smaller hole costs more requests than it saves
 _GRAIN_OF_ZEROES: Final = bytes(_ZERO_GRAIN)
 _EXTENTS_MAX: Final = 1 << 14  # looked at at once
@@ -91,6 +92,36 @@ class _Job:
 
 
 
+class Lanes:
+    """The threads of copies, kept from one to the next: a device that has been used in one is at home there.
+
+    `async with` it, in a coroutine of a homeloop context.
+    """
+
+    def __init__(self) -> None:
+        self._threads: list[IOThread] = []
+
+    async def __aenter__(self) -> Lanes:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        while self._threads:
+            await to_worker(self._threads.pop().stop)
+
+    async def take(self, count: int) -> list[IOThread]:
+        """The first so many, started."""
+        while len(self._threads) < count:
+            thread = IOThread(f"copy-{len(self._threads)}")
+            await to_worker(thread.start)
+            self._threads.append(thread)
+        return self._threads[:count]
+
+    async def close(self, end: End) -> None:
+        """Close an end where its device is at home."""
+        (first,) = await self.take(1)
+        await first.run(end.close())
+
+
 def check_ends(source: End, target: End, *, writes: bool = True) -> None:
     """Raise UsageError if the one cannot be copied to the other. A target that is larger keeps its end."""
     if writes and target.read_only:
@@ -106,21 +137,26 @@ def check_ends(source: End, target: End, *, writes: bool = True) -> None:
         )
 
 
-async def copy(source: End, target: End, plan: CopyPlan, moved: list[Moved] | None = None) -> CopyResult:
+async def copy(
+    source: End, target: End, plan: CopyPlan, moved: list[Moved] | None = None, *, lanes: Lanes | None = None
+) -> CopyResult:
     """Copy all of source to the beginning of target. From a coroutine of a homeloop context.
 
-    moved: filled with what each lane has done, to be looked at meanwhile. Cancelled: requests in flight are dropped or
+    moved: filled with what each lane has done, to be looked at meanwhile. lanes: to use, where the ends are used again
+    or are devices with a home; None: new ones. Cancelled: requests in flight are dropped or
     waited for, the lanes end. UsageError as check_ends(); BlockError that names the end, the request and its offset.
     """
     check_ends(source, target)
-    return await _in_lanes(_job(source, target, plan, moved), _Copying, flush=plan.flush)
+    return await _in_lanes(_job(source, target, plan, moved), _Copying, lanes, flush=plan.flush)
 
 
-async def compare(source: End, target: End, plan: CopyPlan, moved: list[Moved] | None = None) -> CopyResult:
+async def compare(
+    source: End, target: End, plan: CopyPlan, moved: list[Moved] | None = None, *, lanes: Lanes | None = None
+) -> CopyResult:
     """Read both and compare them, as far as source goes; BlockError with the offset of the first byte that was found
     to differ. Else as copy()."""
     check_ends(source, target, writes=False)
-    return await _in_lanes(_job(source, target, plan, moved), _Comparing, flush=False)
+    return await _in_lanes(_job(source, target, plan, moved), _Comparing, lanes, flush=False)
 
 
 def _job(source: End, target: End, plan: CopyPlan, moved: list[Moved] | None) -> _Job:
@@ -137,32 +173,29 @@ def _job(source: End, target: End, plan: CopyPlan, moved: list[Moved] | None) ->
     return job
 
 
-async def _in_lanes(job: _Job, make: type[_Lane], *, flush: bool) -> CopyResult:
+async def _in_lanes(job: _Job, make: type[_Lane], kept: Lanes | None, *, flush: bool) -> CopyResult:
     """Run the job in IOThreads; flush; close what the lanes used."""
-    threads = [IOThread(f"copy-{number}") for number in range(len(job.moved))]
-    try:
-        for thread in threads:
-            await to_worker(thread.start)
+    async with contextlib.AsyncExitStack() as stack:
+        if kept is None:
+            kept = await stack.enter_async_context(Lanes())
+        threads = await kept.take(len(job.moved))
         lanes = [make(job, moved) for moved in job.moved]
-        # One by one: the first connection is there already, and one that cannot be had is no reason to begin.
-        pairs = list(zip(threads, lanes, strict=True))
-        try:
-            for thread, lane in pairs:
-                await thread.run(lane.open())
-            await _all([thread.run(lane.run()) for thread, lane in pairs])
-            if flush:
-                await threads[0].run(lanes[0].flush())
-        finally:
-            for thread, lane in pairs:
-                await thread.run(lane.close())
-    finally:
-        for thread in threads:
-            await to_worker(thread.stop)
+        for thread, lane in zip(threads, lanes, strict=True):
+            # One by one: the first connection is there already, and one that cannot be had is no reason to begin.
+            stack.push_async_callback(_run_in, thread, lane.close)
+            await thread.run(lane.open())
+        await _all([thread.run(lane.run()) for thread, lane in zip(threads, lanes, strict=True)])
+        if flush:
+            await threads[0].run(lanes[0].flush())
     return CopyResult(
         data=sum(moved.data for moved in job.moved),
         zeroes=sum(moved.zeroes for moved in job.moved),
         skipped=sum(moved.skipped for moved in job.moved),
     )
+
+
+async def _run_in(thread: IOThread, what: Callable[[], Coroutine[object, object, None]]) -> None:
+    await thread.run(what())
 
 
 async def _all(work: list[Awaitable[None]]) -> None:
