@@ -8,7 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,9 @@ def nbdkit(tmp_path: Path) -> Iterator[Nbdkit]:
     server.kill()
 
 
-def client_of(server: Nbdkit, **options: Any) -> ReconnectingClient:
+def client_of(server: Nbdkit) -> ReconnectingClient:
     return ReconnectingClient(
-        server.uri, reconnect_delay=HOUR_S, open_timeout=20, server_keeps_writes=True, pacing=SOON, **options
+        server.uri, reconnect_delay=HOUR_S, open_timeout=20, server_keeps_writes=True, pacing=SOON
     )
 
 
@@ -119,12 +119,25 @@ def test_stopped_and_back(nbdkit: Nbdkit) -> None:
 
 
 def test_stopped_for_too_long(nbdkit: Nbdkit) -> None:
-    """A successor that is stopped accepts and says nothing: each attempt ends after its limit, until it goes on."""
+    """It says nothing to a request: lost. It accepts and says nothing: attempts end, each at its limit."""
+    due: list[Callable[[], object]] = []
+
+    def call_later(loop: asyncio.AbstractEventLoop, _seconds: float, fn: Callable[[], object]) -> asyncio.TimerHandle:
+        due.append(fn)
+        return loop.call_later(HOUR_S, fn)
+
     async def main() -> None:
-        async with client_of(nbdkit, reply_timeout=0.2, attempt_timeout=0.2) as client:
+        pacing = Pacing(pause=SOON.pause, call_later=call_later)
+        client = ReconnectingClient(
+            nbdkit.uri, reconnect_delay=HOUR_S, open_timeout=20, attempt_timeout=0.5, reply_timeout=5, pacing=pacing)
+        async with client:
             nbdkit.stop()
             reading = asyncio.ensure_future(client.read(0, 512))
-            await until(lambda: not client.connected)
+            await turns()
+            for _ in range(2):                          # perhaps it was asked just now; then it is silent
+                assert client.connected
+                due.pop()()
+            assert not client.connected
             await until(lambda: isinstance(client._connector.failure, TimeoutError))
             assert not reading.done()
             nbdkit.tell(signal.SIGCONT)
