@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sysconfig
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +14,28 @@ import pytest
 import homeloop
 from homeloop.errors import WouldBlock, WouldBlockLoop, WouldDeadlock, WrongState
 from homeloop.sync import Mutex
+from homeloop.sync import mutex as mutex_module
+from homeloop.sync.mutex import TokenInList
 from tests.core.bounded import LIMIT_S, Plain, until, wait
 from tests.sync.parties import Parties, Script
 from tests.sync.parties import parties as parties_of
+
+
+class MutexWithoutGil(Mutex):
+    """Its token is where it is in an interpreter without a GIL."""
+
+    __slots__ = ()
+    _token = TokenInList(vars(Mutex)["_token"])     # type: ignore[assignment]
+
+
+KINDS = [Mutex] if sysconfig.get_config_var("Py_GIL_DISABLED") else [Mutex, MutexWithoutGil]
+
+
+@pytest.fixture(autouse=True, params=KINDS)
+def kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Every test here runs with each of them as `Mutex`."""
+    monkeypatch.setitem(globals(), "Mutex", request.param)
+    return request.param
 
 
 def locked_counting(mutex: Mutex, box: list[int], rounds: int) -> Script:
@@ -214,6 +235,44 @@ def test_rule11_who_holds_the_big_lock_serves_the_main_loop_meanwhile() -> None:
             assert not mutex.acquire(timeout=0.01) or mutex.release() is None
         co.result(LIMIT_S)
     assert not mutex.locked()
+
+
+def test_an_idle_one_has_no_lock_of_its_own() -> None:
+    """It is made when somebody waits, by whoever comes first."""
+    mutex = Mutex()
+    with mutex:
+        assert mutex._plain_lock is None
+        assert not Plain(mutex.acquire, 0.001).result()
+    made = mutex._plain_lock
+    assert made is not None
+    assert mutex._lock is made
+    mutex = Mutex()
+    barrier = threading.Barrier(8)
+
+    def look() -> Any:
+        wait(barrier)
+        return mutex._lock
+
+    assert len({id(lock) for lock in [thread.result() for thread in [Plain(look) for _ in range(8)]]}) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_usable_in_a_child_that_was_forked_while_a_lock_was_made() -> None:
+    with mutex_module._making.lock:
+        pid = os.fork()
+        if not pid:
+            try:
+                os._exit(0 if Mutex().waiters() == () else 1)       # waiters() takes the lock
+            finally:
+                os._exit(2)
+    until(lambda: ended(pid))
+
+
+def ended(pid: int) -> bool:
+    found, status = os.waitpid(pid, os.WNOHANG)
+    assert status == 0
+    return found == pid
 
 
 def test_nowait() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sysconfig
 import threading
 from collections.abc import Sequence
 from types import TracebackType
@@ -9,11 +11,57 @@ from typing import Any
 
 from homeloop.core.loop import current_task, running_loop
 from homeloop.errors import WouldBlock, WouldDeadlock, WrongState
-from homeloop.sync.waiting import LoopWaiter, Waitable, Waiter, caller, name_of, plain_thread
+from homeloop.sync.waiting import NOBODY, LoopWaiter, Waitable, Waiter, caller, name_of, plain_thread
 
-__all__ = ["Mutex"]
+__all__ = ["Mutex", "TokenInList"]
 
 get_ident = threading.get_ident
+allocate_lock = threading.Lock
+
+
+class _Making:
+    """The lock under which a Mutex makes its own, when somebody waits for the first time."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()            # under it nothing is taken and nothing called
+
+    def after_fork(self) -> None:
+        """In the child: another thread may have had it."""
+        self.lock = threading.Lock()
+
+
+class TokenInList:
+    """The token of a Mutex where there is no GIL: an item of a list, whose pop() and append() are atomic there too.
+
+    Stands before the slot `_token`, which has the list then, so that Mutex has one text.
+    """
+
+    def __init__(self, slot: Any) -> None:
+        self._slot = slot
+
+    def __get__(self, mutex: Any, _kind: Any = None) -> bool:
+        if not self._slot.__get__(mutex):
+            raise AttributeError("taken")
+        return True
+
+    def __set__(self, mutex: Any, _value: bool) -> None:
+        try:
+            tokens = self._slot.__get__(mutex)
+        except AttributeError:                  # a new mutex
+            self._slot.__set__(mutex, [True])
+        else:
+            tokens.append(True)
+
+    def __delete__(self, mutex: Any) -> None:
+        try:
+            self._slot.__get__(mutex).pop()
+        except IndexError:
+            raise AttributeError("taken") from None
+
+
+_making = _Making()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_making.after_fork)
 
 
 class Mutex(Waitable):
@@ -26,25 +74,41 @@ class Mutex(Waitable):
     """
 
     # Uncontended it takes no lock: with the plain one, taken twice, `async with` cost 2.0x asyncio.Lock (3.12, 3.13),
-    # without 1.1x. The state is a list that holds one token while the mutex is free: pop() and append() of it are
-    # atomic. Two sides that must not miss each other, with or without the GIL:
+    # without 1.1x. It has none either, until somebody has to wait: an idle one is as small as asyncio.Lock.
+    #
+    # The token is an attribute that is there while the mutex is free: to delete it is to take it, and of two who try
+    # one gets AttributeError. That is the one place of homeloop.sync that leans on an atomicity which CPython has but
+    # does not promise: with the GIL, `del` of a slot is one step. Without a GIL a list has the token, see TokenInList.
+    # Two sides that must not miss each other:
     #
     #     who waits (under _lock)             who releases
-    #     stand in _line                      _free.append(token)
-    #     _free.pop()? then it is mine        somebody in _line? then grant, under _lock
+    #     stand in _line                      _token = True
+    #     del _token? then it is mine         somebody in _line? then grant, under _lock
     #
-    # Who looks at _line and then pops came before whoever joins the line in between: no barging.
+    # Who looks at _line and then takes came before whoever joins the line in between: no barging.
 
-    __slots__ = ("_free", "_owner")
+    __slots__ = ("_owner", "_plain_lock", "_token")
 
     def __init__(self, name: str = "") -> None:
-        super().__init__(name)
-        self._free = [True]                     # the token; see above
+        self.name = name
+        self._line = NOBODY
+        self._plain_lock: Any = None            # Waitable's lock, made when it is needed
+        self._token = True                      # see above
         self._owner: Any = None                 # written by who has the token; None for a moment behind that
+
+    @property
+    def _lock(self) -> Any:                     # type: ignore[override]
+        lock = self._plain_lock
+        if lock is None:
+            with _making.lock:
+                if self._plain_lock is None:
+                    self._plain_lock = allocate_lock()
+                lock = self._plain_lock
+        return lock
 
     def locked(self) -> bool:
         """Is it taken? Any thread."""
-        return not self._free
+        return not hasattr(self, "_token")
 
     @property
     def owner(self) -> Any:
@@ -77,8 +141,8 @@ class Mutex(Waitable):
         me = current_task(running_loop())  # type: ignore[arg-type]     # a coroutine: a loop runs
         if not self._line:
             try:
-                self._free.pop()
-            except IndexError:              # taken
+                del self._token
+            except AttributeError:          # taken
                 pass
             else:
                 self._owner = me
@@ -103,7 +167,7 @@ class Mutex(Waitable):
         if self._line:
             self._hand_over()
         else:
-            self._free.append(True)
+            self._token = True
             if self._line:
                 self._grant()
 
@@ -112,8 +176,8 @@ class Mutex(Waitable):
             plain_thread(self, "with")
         if not self._line:
             try:
-                self._free.pop()
-            except IndexError:              # taken
+                del self._token
+            except AttributeError:          # taken
                 pass
             else:
                 self._owner = get_ident()
@@ -131,7 +195,7 @@ class Mutex(Waitable):
 
     def __repr__(self) -> str:
         owner = self._owner
-        return self._describe(f"held by {name_of(owner)}" if not self._free else "free")
+        return self._describe(f"held by {name_of(owner)}" if self.locked() else "free")
 
     # -- inside -----------------------------------------------------------------------------------------
 
@@ -157,8 +221,8 @@ class Mutex(Waitable):
     def _take(self) -> bool:
         """Take it if it is free. Any thread."""
         try:
-            self._free.pop()
-        except IndexError:
+            del self._token
+        except AttributeError:
             return False
         return True
 
@@ -171,7 +235,7 @@ class Mutex(Waitable):
         if self._line:
             self._hand_over()
         else:
-            self._free.append(True)
+            self._token = True
             if self._line:
                 self._grant()
 
@@ -189,7 +253,7 @@ class Mutex(Waitable):
         """The token is taken and its owner is done with it."""
         if not self._line:
             self._owner = None
-            self._free.append(True)
+            self._token = True
             return ()
         waiter = self._pop_locked()
         self._owner = waiter.owner
@@ -202,3 +266,7 @@ class Mutex(Waitable):
 
     def _undo_locked(self, waiter: Waiter) -> Sequence[Waiter]:
         return self._hand_over_locked()
+
+
+if sysconfig.get_config_var("Py_GIL_DISABLED"):
+    Mutex._token = TokenInList(Mutex._token)    # type: ignore[misc, assignment]
