@@ -1,4 +1,4 @@
-"""State machines against sequential models: hypothesis chooses who comes, gives up, and lets go, in which order.
+"""Mutex, RwLock, Channel: state machines against sequential models. Hypothesis chooses who comes, gives up, lets go.
 
 All waiters are tasks of one loop that runs until nothing more is ready after each step; cancellation comes between
 a grant and its waiter's turn too (the `hasty` steps do not let the loop run in between).
@@ -11,38 +11,12 @@ from collections import deque
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import invariant, precondition, rule
 
 from homeloop.errors import WouldBlock
 from homeloop.sync import Channel, Mutex, RwLock
-
-SETTINGS = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, derandomize=False,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-
-
-class OnOneLoop(RuleBasedStateMachine):
-    """A loop, and tasks that wait for a primitive."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.loop = asyncio.SelectorEventLoop()
-
-    def settle(self) -> None:
-        async def turns() -> None:
-            for _ in range(8):
-                await asyncio.sleep(0)
-
-        self.loop.run_until_complete(turns())
-
-    def teardown(self) -> None:
-        for task in asyncio.all_tasks(self.loop):
-            task.cancel()
-        self.settle()
-        self.loop.close()
+from tests.sync.machines import SETTINGS, OnOneLoop
 
 
 class Holder:

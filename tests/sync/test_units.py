@@ -107,6 +107,80 @@ def test_forms() -> None:
     assert (semaphore.value, resource.available) == (2, 3)
 
 
+def test_resize_lets_go_and_holds_back(parties: Parties) -> None:
+    """As anyio.CapacityLimiter.total_tokens: larger at once, smaller as it comes back; at 0 everybody waits."""
+    limiter = Semaphore(1, limit=1)
+    inside: list[int] = []
+
+    def using(number: int) -> Script:
+        yield limiter.acquire
+        inside.append(number)
+
+    limiter.acquire()
+    for number in range(4):
+        parties.start(using(number))
+        until(lambda number=number: len(limiter.waiters()) == number + 1, limiter)
+    limiter.resize(3)
+    until(lambda: len(inside) == 2, limiter)
+    assert (limiter.limit, limiter.value, len(limiter.waiters())) == (3, 0, 2)
+    limiter.resize(0)
+    assert limiter.value == -3
+    assert limiter.locked()
+    limiter.release(2)
+    limiter.resize(2)               # one is taken still
+    until(lambda: len(inside) == 3, limiter)
+    assert len(limiter.waiters()) == 1
+    limiter.release()
+    parties.results()
+    assert sorted(inside) == list(range(4))
+    assert limiter.value == 0
+
+
+def test_on_behalf_of_another() -> None:
+    """A unit has no owner: who takes it need not be who gives it back, be it another task or thread."""
+    limiter = Semaphore(1, limit=1)
+
+    async def main() -> None:
+        await limiter.acquire()
+        await asyncio.create_task(give_back())
+        async with limiter:
+            await asyncio.to_thread(Plain(lambda: limiter.value).result)
+
+    async def give_back() -> None:
+        limiter.release()
+
+    asyncio.run(main())
+    Plain(limiter.acquire).result()
+    limiter.release()
+    assert limiter.value == 1
+
+
+def test_resource_that_becomes_smaller(parties: Parties) -> None:
+    """Nobody loses units; a request for more than there are is refused at its turn, those behind it go."""
+    resource = SharedResource(8)
+    resource.acquire(6)
+
+    def taking(units: int) -> Script:
+        try:
+            yield lambda: resource.acquire(units)
+        except WrongState as refusal:
+            return str(refusal)
+        return units
+
+    handles = []
+    for count, units in enumerate((5, 3), 1):
+        handles.append(parties.start(taking(units)))
+        until(lambda count=count: len(resource.waiters()) == count, resource)
+    resource.resize(4)
+    assert "smaller" in handles[0].result()
+    assert resource.available == -2
+    resource.release(6)             # more than there are now
+    assert handles[1].result() == 3
+    assert (resource.available, resource.total) == (1, 4)
+    with pytest.raises(UsageError):
+        resource.acquire(5)
+
+
 def test_mistakes() -> None:
     for wrong in (lambda: Semaphore(-1), lambda: Semaphore(2, limit=1), lambda: SharedResource(0),
                   lambda: SharedResource(2).acquire(3), lambda: SharedResource(2).take(0),
@@ -117,6 +191,12 @@ def test_mistakes() -> None:
         Semaphore(2, limit=2).release()
     with pytest.raises(WrongState):
         SharedResource(2).release(1)
+    for wrong in (lambda: Semaphore(1, limit=1).resize(-1), lambda: SharedResource(1).resize(0),
+                  lambda: SharedResource(1).release(0)):
+        with pytest.raises(UsageError):
+            wrong()
+    with pytest.raises(WrongState, match="no limit"):
+        Semaphore(1).resize(2)
     empty = Semaphore(0)
     assert empty.locked()
     with pytest.raises(WouldBlock):

@@ -12,15 +12,21 @@ from homeloop.sync.waiting import LoopWaiter, Waitable, Waiter, caller, plain_th
 
 __all__ = ["Semaphore", "SharedResource"]
 
+_TOO_MANY = object()                            # what a request gets that is larger than all there is
+
 
 class _Units(Waitable):
     """Units that are free, and a line whose head is next: a large request is not starved by small ones."""
 
     __slots__ = ("_free", "_total")
 
+    _refuses = False                            # requests that are larger than the total; else they wait
+
     def __init__(self, free: int, total: int | None, name: str) -> None:
         super().__init__(name)
-        self._free = free                       # under _lock; may be looked at without, for people
+        # Both under _lock; may be looked at without, for people. Less than 0 are free while more are taken than the
+        # total is now.
+        self._free = free
         self._total = total                     # None: no bound
 
     async def _acquire(self, units: int) -> bool:
@@ -28,6 +34,7 @@ class _Units(Waitable):
             waiter = LoopWaiter(caller(), f"acquire({units})", units)
             if not self._line_up(waiter):
                 await self._sleep(waiter)
+            self._check_served(waiter)
         return True
 
     def _acquire_blocking(self, units: int, timeout: float | None) -> bool:
@@ -35,7 +42,23 @@ class _Units(Waitable):
         if self._try(units):
             return True
         waiter = self._thread_waiter(f"acquire({units})", units)
-        return self._line_up(waiter) or self._block(waiter, timeout)
+        if not self._line_up(waiter) and not self._block(waiter, timeout):
+            return False
+        self._check_served(waiter)
+        return True
+
+    def _check_served(self, waiter: Waiter) -> None:
+        if waiter.value is _TOO_MANY:
+            raise WrongState(f"{waiter.wants} units of {self!r}: it has become smaller than that")
+
+    def _resize(self, total: int) -> None:
+        with self._lock:
+            if self._total is None:
+                raise WrongState(f"{self!r} has no limit")
+            self._free += total - self._total
+            self._total = total
+            woken = self._grant_locked()
+        self._wake(woken)
 
     def _try(self, units: int) -> bool:
         with self._lock:
@@ -59,13 +82,22 @@ class _Units(Waitable):
 
     def _grant_locked(self) -> Sequence[Waiter]:
         woken = []
-        while self._line and next(iter(self._line)).wants <= self._free:
+        while self._line:
+            wants = next(iter(self._line)).wants
+            too_many = self._refuses and wants > self._total
+            if wants > self._free and not too_many:
+                break
             waiter = self._pop_locked()
-            self._free -= waiter.wants
+            if too_many:                        # at the head: it would hold up everybody, for ever
+                waiter.value = _TOO_MANY
+            else:
+                self._free -= wants
             woken.append(waiter)
         return woken
 
     def _undo_locked(self, waiter: Waiter) -> Sequence[Waiter]:
+        if waiter.value is _TOO_MANY:
+            return ()
         self._free += waiter.wants
         return self._grant_locked()
 
@@ -74,7 +106,8 @@ class Semaphore(_Units):
     """A counter that acquire() takes one from and release() adds to; who is at 0 waits, first come first served.
 
     `async with` in coroutines, `with` in threads. It has no owner: any coroutine or thread may release.
-    value: what it starts with. limit: release() above it is WrongState; None, no limit.
+    value: what it starts with. limit: release() above it is WrongState; None, no limit. With one it does what
+    anyio.CapacityLimiter does: see resize().
     """
 
     __slots__ = ()
@@ -86,12 +119,27 @@ class Semaphore(_Units):
 
     @property
     def value(self) -> int:
-        """What is free now. Any thread."""
+        """What is free now; less than 0 while more are taken than a limit that became smaller. Any thread."""
         return self._free
+
+    @property
+    def limit(self) -> int | None:
+        """The most there may be, None without a limit; `limit - value` are taken. Any thread."""
+        return self._total
+
+    def resize(self, limit: int) -> None:
+        """Change the limit, and the value by as much. Any thread, never waits; WrongState if there was none.
+
+        Larger: so many go who wait. Smaller: nobody who has one loses it; what comes back is kept until it fits. At 0
+        everybody waits.
+        """
+        if limit < 0:
+            raise UsageError(f"a semaphore's limit is 0 or more, not {limit}")
+        self._resize(limit)
 
     def locked(self) -> bool:
         """Would acquire() wait? Any thread."""
-        return self._free == 0 or bool(self._line)
+        return self._free <= 0 or bool(self._line)
 
     def acquire(self, timeout: float | None = None) -> Any:
         """Take one. In a coroutine to be awaited, True. In a thread: True, or False after `timeout` seconds."""
@@ -137,6 +185,8 @@ class SharedResource(_Units):
 
     __slots__ = ()
 
+    _refuses = True
+
     def __init__(self, total: int, *, name: str = "") -> None:
         if total < 1:
             raise UsageError(f"a shared resource has 1 unit or more, not {total}")
@@ -150,8 +200,18 @@ class SharedResource(_Units):
 
     @property
     def available(self) -> int:
-        """The units that are free now. Any thread."""
+        """The units that are free now; less than 0 while more are taken than there are since resize(). Any thread."""
         return self._free
+
+    def resize(self, total: int) -> None:
+        """Change how many units there are, 1 or more. Any thread, never waits.
+
+        Larger: those go who can. Smaller: nobody loses what he has; what comes back is kept until it fits, and who
+        waits for more units than there are now gets WrongState when it would be his turn.
+        """
+        if total < 1:
+            raise UsageError(f"a shared resource has 1 unit or more, not {total}")
+        self._resize(total)
 
     def acquire(self, units: int = 1, timeout: float | None = None) -> Any:
         """Take units. In a coroutine: to be awaited, True. In a thread: True, or False after `timeout` seconds."""
@@ -165,7 +225,8 @@ class SharedResource(_Units):
 
     def release(self, units: int = 1) -> None:
         """Give units back. Any thread, never waits. WrongState if that makes more than there are."""
-        self._check(units)
+        if units < 1:
+            raise UsageError(f"release({units}) of {self!r}: 1 or more")
         self._put(units)
 
     def take(self, units: int = 1) -> _Taken:
