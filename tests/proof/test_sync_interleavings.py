@@ -308,7 +308,7 @@ def test_semaphore() -> None:
 
 @pytest.mark.parametrize(("where", "old", "new"), [
     ("Semaphore._undo_locked", "self._free += waiter.wants", "pass"),
-    ("Semaphore._grant_locked", "self._free -= waiter.wants", "pass"),
+    ("Semaphore._grant_locked", "self._free -= wants", "pass"),
     ("Waitable._leave", "if granted:", "if False:"),
     ("Waitable._block", "if waiter.granted:", "if False:"),
 ], ids=["not put back", "not taken", "granted and not seen", "time over and granted"])
