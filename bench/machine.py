@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PACKAGES = ("homeloop", "uvloop", "anyio", "asgiref")
+PACKAGES = ("homeloop", "uvloop", "anyio", "asgiref", "aiologic", "culsans", "janus")
 COMMANDS = ("nbdkit", "qemu-nbd", "nbdcopy", "fio")
 MISSING = "not installed"
 

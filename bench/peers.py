@@ -25,6 +25,9 @@ homeloop = optional("homeloop")
 uvloop = optional("uvloop")
 anyio = optional("anyio.from_thread") and optional("anyio")
 asgiref = optional("asgiref.sync") and optional("asgiref")
+aiologic = optional("aiologic")
+culsans = optional("culsans")
+janus = optional("janus")
 
 ROUND_S_MAX = 120.0
 
@@ -51,6 +54,24 @@ def need_asgiref() -> Any:
     if asgiref is None:
         raise Missing("asgiref is not installed")
     return asgiref
+
+
+def need_aiologic() -> Any:
+    if aiologic is None:
+        raise Missing("aiologic is not installed")
+    return aiologic
+
+
+def need_culsans() -> Any:
+    if culsans is None:
+        raise Missing("culsans is not installed")
+    return culsans
+
+
+def need_janus() -> Any:
+    if janus is None:
+        raise Missing("janus is not installed")
+    return janus
 
 
 LoopFactory = Callable[[], asyncio.AbstractEventLoop]
