@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import select
 import signal
 import threading
 from collections import deque
@@ -29,6 +31,8 @@ class Sleep:
         self.ended.set()
 
     def settle(self) -> None:
+        if not self.ended.is_set():
+            raise BlockingIOError       # the kick is on its way
         self.settled += 1
         self.ended.clear()
 
@@ -312,3 +316,49 @@ def test_rule7_stress_nothing_lost_one_kick_per_sleep(seed: int) -> None:
     assert arrived == [list(range(each))] * producers
     assert sleep.kicks == sleep.settled == inbox.kicks == sleeps
     assert sleeps > 10
+
+
+def test_a_kick_that_comes_late_is_waited_for_by_the_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread has decided to kick and not done it yet; the loop is closed. The kick must not go into another file.
+
+    a thread                            who closes the loop
+    1 put(): the home sleeps
+                                        2 the sleep ends by itself
+                                        3 close(): waits
+    4 kick
+                                        5 closes the eventfd
+    """
+    loop = homeloop.new_event_loop()
+    inbox = loop.inbox                  # type: ignore[attr-defined]
+    decided, go, log = threading.Event(), threading.Event(), []
+    kick = inbox._kick
+
+    def late() -> None:
+        decided.set()
+        wait(go)
+        log.append("kick")
+        kick()
+
+    class Poll:
+        def __init__(self) -> None:
+            self._poll = real_poll()
+            self.register = self._poll.register
+
+        def poll(self, timeout: float) -> object:
+            go.set()
+            return self._poll.poll(timeout)
+
+    if not hasattr(os, "eventfd"):
+        pytest.skip("no eventfd here")
+    real_poll = select.poll
+    monkeypatch.setattr(inbox, "_kick", late)
+    assert inbox.begin_sleep()
+    putter = Plain(inbox.put, loop.call_soon(lambda: None))
+    wait(decided)
+    inbox.end_sleep()
+    monkeypatch.setattr(select, "poll", Poll)
+    loop.close()
+    log.append("closed")
+    go.set()
+    putter.result()
+    assert log == ["kick", "closed"]

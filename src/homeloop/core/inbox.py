@@ -12,7 +12,9 @@ one order of the two decisions, with or without the GIL:
     sleepers += 1                    entries.append(entry)
     entries? then do not sleep       sleepers and not kicked? then kick
 
-While nobody sleeps, or a kick is already on its way, a put makes no system call.
+While nobody sleeps, or a kick is already on its way, a put makes no system call. put() kicks behind the lock, so that
+the home which wakes does not run into it; a home that wakes by itself in between finds the kick owed and leaves it so,
+and it ends the next sleep.
 
 `lock` is re-entrant for one reason: a Python signal handler runs on the main thread between two
 bytecodes, perhaps inside these very methods, and may put. Each method is ordered so that a put from
@@ -41,12 +43,13 @@ class Inbox:
 
     def __init__(self, name: str, kick: Callable[[], None], settle: Callable[[], None]) -> None:
         self.name = name                            # for error texts
-        self._kick = kick                           # ends a sleep; must not block: runs under lock
-        self._settle = settle                       # takes back one kick; must not block: runs under lock
+        self._kick = kick                           # ends a sleep; must not block: runs under lock, or behind it
+        # Takes back one kick; must not block: runs under lock. BlockingIOError: it has not come yet.
+        self._settle = settle
         self.lock = threading.RLock()               # a leaf: nothing else is acquired under it
         self.entries: deque[Any] = deque()          # under lock; may be looked at without, to save a lock
         self._sleepers = 0                          # under lock: threads that sleep, or are about to
-        self._kicked = False                        # under lock: a kick was sent and not yet taken back
+        self._kicked = False                        # under lock: a kick was decided on and not yet taken back
         self.closed = False                         # under lock
         self.why_closed = "has ended and takes no more work"
         self._loop_is_closed: Callable[[], bool] | None = None
@@ -54,9 +57,22 @@ class Inbox:
 
     def put(self, entry: Any) -> None:              # any thread, signal handlers too
         """Queue an entry for the home. Raises ContextClosed after close()."""
+        if self._loop_is_closed is not None:
+            with self.lock:
+                self.check_open_locked()
+                self.put_locked(entry)
+            return
         with self.lock:
             self.check_open_locked()
-            self.put_locked(entry)
+            self.entries.append(entry)
+            if not self._sleepers or self._kicked:
+                return
+            self._kicked = True
+            self.kicks += 1
+        # Behind the lock: the system call lets the GIL go, and the home that it wakes would run into the lock. Two
+        # contexts that wake each other took twice as long. The kick is owed from here on: see end_sleep_locked() and
+        # kick_is_owed().
+        self._kick()
 
     def refusal(self) -> ContextClosed:
         """The error for who comes after the end."""
@@ -127,8 +143,16 @@ class Inbox:
         if self._kicked and not self._sleepers:
             # The last one takes the kick back: until then it ends the sleep of everybody, for each may wait for
             # something else. (A poll by who holds the big lock sleeps beside the home.)
-            self._settle()              # before the flag: a put in between still counts on our take()
+            try:
+                self._settle()          # before the flag: a put in between still counts on our take()
+            except BlockingIOError:     # on its way from a put(): it will end the next sleep, and is settled then
+                return
             self._kicked = False
+
+    def kick_is_owed(self) -> bool:                 # home thread, behind close()
+        """Was a kick decided on that was not taken back? Wait for it before its way is closed."""
+        with self.lock:
+            return self._kicked
 
     def serve_foreign(self, loop_is_closed: Callable[[], bool]) -> None:
         """For a loop of another make: it does not say when it sleeps, so the first put of a batch kicks; nor

@@ -25,6 +25,7 @@ import contextvars
 import functools
 import heapq
 import os
+import select
 import sys
 import threading
 from asyncio import base_events, events, tasks
@@ -81,6 +82,8 @@ DIRECT = contextvars.Context()
 _set_result = asyncio.Future.set_result
 _set_exception = asyncio.Future.set_exception
 _cancel = asyncio.Future.cancel
+
+KICK_COMES_WITHIN_S = 5.0           # from a thread that decided on it to its next line
 
 _base: Any = base_events
 _FAR = float("inf")
@@ -526,6 +529,10 @@ class HomeLoop(asyncio.SelectorEventLoop):
         self.context.close_inbox()
         super().close()
         if self._kick_fd >= 0:
+            if self.inbox.kick_is_owed():   # by a thread that is about to write: not into a file that comes after us
+                poller = select.poll()
+                poller.register(self._kick_fd, select.POLLIN)
+                poller.poll(KICK_COMES_WITHIN_S * 1000)
             os.close(self._kick_fd)
             self._kick_fd = -1
 
