@@ -152,6 +152,7 @@ class Condition(Waitable):
         return result
 
     def _wait_for_blocking(self, predicate: Callable[[], object], timeout: float | None) -> object:
+        plain_thread(self, "wait_for")
         end = None if timeout is None else monotonic() + timeout
         result = predicate()
         while not result:
