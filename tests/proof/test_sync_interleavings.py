@@ -380,7 +380,7 @@ def sender_cancelled(run: Stepping) -> Check:
 
     def check() -> None:
         assert [*received, *channel._buffer] == ["item"] * sent.count("sent"), f"{sent}, {received} received"
-        assert (channel._reserved, len(channel._line), len(channel._receivers)) == (0, 0, 0)
+        assert (channel._reserved, channel._promised, len(channel._line), len(channel._receivers)) == (0, 0, 0, 0)
 
     return check
 
@@ -410,7 +410,7 @@ def receiver_cancelled(run: Stepping) -> Check:
 
     def check() -> None:
         assert received.count("item") == 1, f"{received} received"
-        assert (channel._reserved, len(channel._line), len(channel._receivers)) == (0, 0, 0)
+        assert (channel._reserved, channel._promised, len(channel._line), len(channel._receivers)) == (0, 0, 0, 0)
 
     return check
 
@@ -421,14 +421,17 @@ def test_channel() -> None:
 
 
 @pytest.mark.parametrize(("where", "old", "new", "model"), [
-    ("Channel._undo_locked", "self._buffer.appendleft(waiter.value)", "pass", receiver_cancelled),
+    ("Channel._undo_locked", "self._promised -= 1", "pass", receiver_cancelled),
+    ("Channel._undo_locked", "return self._promise_locked()", "return ()", receiver_cancelled),
+    ("Channel._received", "self._promised -= 1", "pass", sender_cancelled),
     ("Channel._undo_locked", "self._reserved -= 1", "pass", sender_cancelled),
     ("Channel._send_or_join", "self._reserved -= 1", "pass", sender_cancelled),
     ("Channel._grant_locked", "self._reserved += 1", "pass", sender_cancelled),
     ("Channel._pop_receiver_locked", "waiter.granted = True", "pass", receiver_cancelled),
     ("Waitable._sleep", "self._leave(waiter)", "pass", receiver_cancelled),
     ("Waitable._block", "if waiter.granted:", "if False:", sender_cancelled),
-], ids=["cancelled with the item", "cancelled with a place", "place used and kept", "place given twice",
+], ids=["cancelled with a promise", "not handed on", "promise kept for ever",
+        "cancelled with a place", "place used and kept", "place given twice",
         "granted and not seen", "cancelled and still in line", "time over and granted"])
 def test_channel_without_the_crucial_line(
     monkeypatch: pytest.MonkeyPatch, where: str, old: str, new: str, model: Model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ import pytest
 import homeloop
 from homeloop.errors import ChannelClosed, UsageError, WouldBlock, WouldBlockLoop
 from homeloop.sync import UNBOUNDED, Channel
-from tests.core.bounded import LIMIT_S, Plain, until
+from tests.core.bounded import LIMIT_S, STRESS_S, Plain, until
 from tests.sync.parties import Parties, Script
 
 
@@ -56,7 +57,14 @@ def test_conservation(parties: Parties, capacity: float) -> None:
 def test_stress_conservation_under_cancellation(parties: Parties, capacity: int, seed: int) -> None:
     """What send() returned for is received once; what it raised for, never; and a sender's order is kept."""
     choose = random.Random(seed)
-    channel: Channel[Any] = Channel(capacity)
+    end = time.monotonic() + STRESS_S / 33          # there are 33 of these
+    while True:
+        cancel_some(parties, Channel(capacity), choose)
+        if time.monotonic() > end:
+            break
+
+
+def cancel_some(parties: Parties, channel: Channel[Any], choose: random.Random) -> None:
     sent: list[list[Any]] = [[] for _ in range(6)]
     got: list[list[Any]] = [[] for _ in range(6)]
     receivers = [parties.start(receiving(channel, part)) for part in got]
@@ -73,6 +81,61 @@ def test_stress_conservation_under_cancellation(parties: Parties, capacity: int,
         until(receiver.done, channel)
     got.append(list(channel))           # a receiver that was cancelled with an item may have been the last
     assert sorted(item for part in got for item in part) == sorted(item for part in sent for item in part)
+    for part in got:
+        for sender_number in range(6):
+            mine = [number for sender_number_, number in part if sender_number_ == sender_number]
+            assert mine == sorted(mine), f"sender {sender_number}'s order was not kept"
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("run", [asyncio.run, homeloop.run])
+def test_stress_of_one_loop_keeps_the_order_over_all_receivers(run: Any, seed: int) -> None:
+    """On one loop "received before" has a meaning for all receivers together: one log, the sender's order in it, with
+    receivers and senders cancelled at any step and the cancelled senders' items not in it."""
+    choose = random.Random(seed)
+
+    async def round_(capacity: int) -> None:
+        channel: Channel[Any] = Channel(capacity)
+        log: list[Any] = []
+        sent: list[Any] = []
+
+        async def send(sender: int) -> None:
+            for number in range(20):
+                await channel.send((sender, number))
+                sent.append((sender, number))
+
+        async def receive() -> None:
+            while True:
+                log.append(await channel.receive())
+
+        senders = [asyncio.create_task(send(number)) for number in range(3)]
+        receivers = [asyncio.create_task(receive()) for _ in range(3)]
+        while not all(sender.done() for sender in senders):
+            await asyncio.sleep(0)
+            if choose.random() < 0.3:
+                number = choose.randrange(3)
+                receivers[number].cancel()
+                receivers[number] = asyncio.create_task(receive())
+            if choose.random() < 0.02:
+                choose.choice(senders).cancel()
+        for _ in range(30):
+            await asyncio.sleep(0)
+        for task in receivers:
+            task.cancel()
+        await asyncio.gather(*senders, *receivers, return_exceptions=True)
+        channel.close()
+        log.extend([item async for item in channel])
+        assert sorted(log) == sorted(sent)
+        for sender in range(3):
+            mine = [number for who, number in log if who == sender]
+            assert mine == sorted(mine)
+
+    async def main() -> None:
+        end = time.monotonic() + STRESS_S / 2
+        while time.monotonic() < end:
+            await round_(choose.randrange(4))
+
+    run(main())
 
 
 def test_rendezvous_returns_when_it_was_received() -> None:
