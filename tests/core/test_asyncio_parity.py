@@ -16,6 +16,7 @@ import ssl
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,30 @@ def test_rule18_debug_mode_finds_a_coroutine_that_was_never_awaited(recwarn: pyt
 
     homeloop.run(main(), debug=True)
     assert any("forgotten' was never awaited" in str(w.message) for w in recwarn)
+
+
+@pytest.mark.parametrize("debug", [False, True])
+def test_rule18_an_iteration_keeps_nothing(debug: bool) -> None:
+    """Its frame, which a traceback may keep, does not keep the last callback, its arguments and their exceptions."""
+    class Argument:
+        pass
+
+    frames: list[Any] = []
+    with homeloop.Runtime(debug=debug) as rt:
+        loop = rt.main.loop
+
+        def callback(argument: Argument) -> None:
+            frames.append(sys._getframe(2))
+
+        def queue() -> weakref.ref[Argument]:
+            argument = Argument()
+            loop.call_soon(callback, argument)
+            return weakref.ref(argument)
+
+        seen = in_callback(rt.main, queue)
+        until(lambda: frames, rt.main)
+        until(lambda: seen() is None, rt.main)
+        assert frames[0].f_code.co_name.startswith("_run_"), "it is the iteration's"
 
 
 # asyncio.Runner

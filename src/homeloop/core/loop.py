@@ -454,6 +454,7 @@ class HomeLoop(asyncio.SelectorEventLoop):
                 handle._run()
                 if self._iteration != iteration:
                     break               # a nested iteration has run what was ready before it
+        handle = None                   # a traceback may keep this frame, and with it what the last one held
 
     def _run_ready_slowly(self) -> None:
         """In debug mode: name the callbacks that take long. In a nested poll: bear entered contexts."""
@@ -478,6 +479,7 @@ class HomeLoop(asyncio.SelectorEventLoop):
                 self._current_handle = None
             if self._iteration != iteration:
                 break
+        handle = None                   # as in _run_once
 
     def _queue_found(self, found: Any) -> None:
         """Queue the handles of what is ready; asyncio's _process_events without its list."""
