@@ -114,6 +114,7 @@ class Daemon:
         self._exports: dict[str, Exported] = {}         # by id, in the order in which they were added; till closed
         self._folder: str | None = None                 # of the private socket
         self._listening = False
+        self._ending: set[asyncio.Task[None]] = set()   # servers that were stopped, and wait for a request that hangs
         self._next_thread = 0
 
     # -- parts ---------------------------------------------------------------------------------------------
@@ -190,7 +191,7 @@ class Daemon:
             # In this order: all of it begins in one turn of the loop, so no client is told that an export is
             # unknown when it is the server that ends.
             closing = [self._close_export(exported, failures) for exported in list(self._exports.values())]
-            await asyncio.gather(*closing, self._started.server.close())
+            await asyncio.gather(*closing, self._started.server.close(), *self._ending)
             self._listening = False
             await self._close_nodes(failures)
             await self._started.objects.stop(but=self._threads)
@@ -425,7 +426,10 @@ class Daemon:
         self._listening = False
         parts = self._parts()
         old, parts.server = parts.server, Server(parts.context, limits=self.limits, tls=self.tls)
-        await old.close()
+        ending = asyncio.create_task(old.close())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        await asyncio.wait([ending], timeout=_PATIENCE_S)
 
     def remove_folder(self) -> None:
         """Remove the private socket and its folder, if there is one. Any thread; for who cannot wait for close()."""

@@ -49,6 +49,7 @@ class Node:
         self.children = children                # what its driver asks
         self.parents: list[Node] = []
         self.exports: list[str] = []            # ids of those that offer it
+        self.claims = 0                         # nodes that are being opened over it
         self.home = home
         self.options = options                  # as it was asked for
         self.owned = owned                      # blockdev-del may name it; False: it goes with its parent
@@ -128,6 +129,8 @@ class Nodes(Mapping[str, Node]):
                 made.append(found if isinstance(found, Device) else _guarded(found, name, read_only))
 
         self._opening.add(name)
+        for child in children:
+            child.claims += 1                   # another client of the control socket must not delete it meanwhile
         try:
             await to_worker(opening)
         except BaseException:
@@ -136,6 +139,8 @@ class Nodes(Mapping[str, Node]):
             raise
         finally:
             self._opening.discard(name)
+            for child in children:
+                child.claims -= 1
         node = Node(
             name, kind, made[0], children=children, home=home, options=options, owned=owned, movable=movable
         )
@@ -150,7 +155,7 @@ class Nodes(Mapping[str, Node]):
             raise UsageError(f"Node {node.name} is in use")
         if not node.owned:
             raise UsageError(f"Node {node.name} is not owned by the monitor")
-        if node.parents:
+        if node.parents or node.claims:
             raise UsageError(f"Block device {node.name} is in use")
 
     async def close(self, node: Node) -> None:

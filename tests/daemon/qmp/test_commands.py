@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 import threading
 from pathlib import Path
@@ -14,6 +15,7 @@ from homeloop.block.driver import BytesLike
 from homeloop.block.file import File
 from homeloop.core.current import current_context
 from homeloop.core.runtime import run
+from homeloop.daemon import kinds
 from homeloop.daemon.exporting import Daemon
 from homeloop.errors import BlockError
 from homeloop.nbd.client import connect as nbd_connect
@@ -372,5 +374,62 @@ def test_resize_under_a_client(tmp_path: Path) -> None:
             await client.run("blockdev-add", **picky("p"))
             with pytest.raises(Failed):
                 await client.run("block_resize", node_name="p", size=MIB)
+
+    run(main())
+
+
+def test_stopping_the_server_with_a_request_that_hangs(tmp_path: Path) -> None:
+    """The monitor goes on, and the server can be started again; the event comes when the request has ended."""
+    async def main() -> None:
+        gate = Picky.gate = threading.Event()
+        async with controlled(tmp_path) as (_daemon, _monitors, client):
+            await client.run("blockdev-add", **picky("p"))
+            await serving(client, tmp_path)
+            await client.run("block-export-add", type="nbd", id="e0", node_name="p", iothread="iothread-0")
+            nbd = await nbd_connect(uri(tmp_path, "p"))
+            reading = asyncio.ensure_future(nbd.read(0, 512))
+            async with asyncio.timeout(LIMIT_S):
+                while not Picky.asked_in:       # noqa: ASYNC110 - noted in another thread
+                    await asyncio.sleep(0)
+            await client.run("nbd-server-stop")
+            assert client.events == []
+            await serving(client, tmp_path)
+            gate.set()
+            assert (await client.line())["event"] == "BLOCK_EXPORT_DELETED"
+            await asyncio.gather(reading, return_exceptions=True)
+            await nbd.close()
+
+    run(main())
+
+
+def test_a_node_stays_while_another_is_opened_over_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    one client                          another
+    1 blockdev-add raw over m begins
+                                        2 blockdev-del m: refused
+    3 it is made, and works
+    """
+    opening, go = threading.Event(), threading.Event()
+    plain = kinds.KINDS["raw"].make
+
+    def slowly(options: Any, children: Any) -> Any:
+        opening.set()
+        assert go.wait(LIMIT_S)
+        return plain(options, children)
+
+    monkeypatch.setitem(kinds.KINDS, "raw", dataclasses.replace(kinds.KINDS["raw"], make=slowly))
+
+    async def main() -> None:
+        async with controlled(tmp_path) as (daemon, _monitors, client):
+            other = await connect(tmp_path / "control")
+            await client.run("blockdev-add", driver="memory", node_name="m", size=MIB)
+            adding = asyncio.ensure_future(client.run("blockdev-add", driver="raw", node_name="r", file="m"))
+            assert await asyncio.to_thread(opening.wait, LIMIT_S)
+            with pytest.raises(Failed, match="Block device m is in use"):
+                await other.run("blockdev-del", node_name="m")
+            go.set()
+            assert await adding == {}
+            assert set(daemon.nodes) == {"m", "r"}
+            await other.close()
 
     run(main())

@@ -180,26 +180,25 @@ class _Monitor:
             if not isinstance(item, Command):
                 self.send(item.line)
                 continue
-            self.send(await self._run(item))
-            if item.name == "quit" and self._quits:
+            line, went_well = await self._run(item)
+            self.send(line)
+            if item.name == "quit" and went_well:
                 self._ending = True
                 self._owner.on_quit()
 
-    _quits = False
-
-    async def _run(self, command: Command) -> bytes:
-        self._quits = False
+    async def _run(self, command: Command) -> tuple[bytes, bool]:
+        """Run a command: its answer, and whether it is one."""
+        refuse = self.session.refuse
         try:
             result = await execute(self._daemon, command.name, command.arguments)
         except ArgumentError as error:
-            return self.session.refuse(command, GENERIC_ERROR, str(error))
+            return refuse(command, GENERIC_ERROR, str(error)), False
         except CommandFailed as error:
-            return self.session.refuse(command, error.kind, str(error))
+            return refuse(command, error.kind, str(error)), False
         except Exception as error:
             logger.exception("control socket: %s failed by a mistake of ours", command.name)
-            return self.session.refuse(command, GENERIC_ERROR, f"Internal error: {type(error).__name__}: {error}")
-        self._quits = True
-        return self.session.answer(command, result)
+            return refuse(command, GENERIC_ERROR, f"Internal error: {type(error).__name__}: {error}"), False
+        return self.session.answer(command, result), True
 
     async def _send_all(self) -> None:
         loop = asyncio.get_running_loop()
