@@ -11,6 +11,7 @@ from homeloop.block.fates import Stall
 from homeloop.block.fault_filter import FaultFilter
 from homeloop.block.faults import Faults, Happened, Rule
 from homeloop.block.file import File
+from homeloop.block.http import Http
 from homeloop.block.memory import Memory
 from homeloop.block.null import Null
 from homeloop.block.opening import Spec, default_name, open_device, open_driver, register_kind
@@ -27,6 +28,7 @@ __all__ = [
     "Faults",
     "File",
     "Happened",
+    "Http",
     "Memory",
     "Null",
     "Rule",

@@ -11,10 +11,12 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
+from urllib.parse import urlsplit
 
 from homeloop.block.device import Device
 from homeloop.block.driver import Driver
 from homeloop.block.file import File
+from homeloop.block.http import Http
 from homeloop.block.memory import Memory
 from homeloop.block.null import Null
 from homeloop.block.sizes import parse_size
@@ -142,9 +144,21 @@ def _open_python(spec: Spec) -> Driver:
     return driver       # type: ignore[no-any-return]       # Device reads its traits and says what is wrong
 
 
+def _open_http(spec: Spec) -> Driver:
+    spec.refuse_size()
+    return Http(spec.text)
+
+
+def _name_of_url(spec: Spec) -> str:
+    parts = urlsplit(spec.text)
+    return os.path.basename(parts.path) or parts.hostname or spec.kind
+
+
 _kinds: Final[dict[str, Kind]] = {
     "memory": Kind(form="memory:SIZE", open=_open_memory),
     "null": Kind(form="null:SIZE", open=_open_null),
     "file": Kind(form="file:PATH", open=_open_file, name=lambda spec: os.path.basename(spec.rest)),
+    "http": Kind(form="http://HOST/PATH", open=_open_http, name=_name_of_url),
+    "https": Kind(form="https://HOST/PATH", open=_open_http, name=_name_of_url),
     "python": Kind(form="python:MODULE:CLASS", open=_open_python, name=lambda spec: class_name(spec.rest)),
 }
