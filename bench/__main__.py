@@ -17,6 +17,7 @@ from bench import (
     rows_loop,
     rows_memory,
     rows_nbd,
+    rows_python,
     rows_run,
     rows_sync,
     rows_wake,
@@ -57,6 +58,7 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
         *rows_sync.rows(),
         *rows_memory.rows(),
         *rows_nbd.rows(NBD_QUICK if options.quick else NBD_FULL),
+        *rows_python.rows(NBD_QUICK if options.quick else NBD_FULL),
         *rows_copy.rows((NBD_QUICK if options.quick else NBD_FULL).size),
     ]
     return [row for row in rows if options.only is None or re.search(options.only, row.name, re.IGNORECASE)]

@@ -79,7 +79,7 @@ def random_reads(start: Start, depth: int, plan: NbdPlan) -> Iterator[Round]:
     need_fio()
     with filled(start, plan.size) as (uri, image):
         image.unlink()                  # not needed any more, and it is memory
-        yield lambda count: count / fio_reads_per_s(uri, depth, plan)
+        yield lambda count: count / fio_per_s(uri, "randread", depth, plan.size, plan.fio_s)
 
 
 @contextlib.contextmanager
@@ -101,21 +101,21 @@ def need_fio() -> None:
         raise Missing("this fio has no nbd engine")
 
 
-def fio_reads_per_s(uri: str, depth: int, plan: NbdPlan) -> float:
-    """4 KiB random reads a second over one connection."""
+def fio_per_s(uri: str, kind: str, depth: int, size: int, seconds: float) -> float:
+    """Requests of 4 KiB a second over one connection. kind: randread or randwrite, over `size` bytes."""
     done = subprocess.run(
         [
-            need_command("fio"), "--name=bench", "--ioengine=nbd", f"--uri={uri}", f"--size={plan.size}",
-            "--rw=randread", "--bs=4k", f"--iodepth={depth}", "--norandommap",
-            "--time_based", f"--runtime={round(plan.fio_s * 1000)}ms", "--ramp_time=200ms", "--output-format=json",
+            need_command("fio"), "--name=bench", "--ioengine=nbd", f"--uri={uri}", f"--size={size}",
+            f"--rw={kind}", "--bs=4k", f"--iodepth={depth}", "--norandommap",
+            "--time_based", f"--runtime={round(seconds * 1000)}ms", "--ramp_time=200ms", "--output-format=json",
         ],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=plan.fio_s + FIO_SLACK_S, check=False,
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=seconds + FIO_SLACK_S, check=False,
     )
     # fio may print notes before the JSON.
     text = done.stdout[done.stdout.find("{"):]
     if done.returncode != 0 or not text:
         raise Missing(f"fio exited with {done.returncode}: {(done.stderr or done.stdout).strip()[:200]}")
-    iops: float = json.loads(text)["jobs"][0]["read"]["iops"]
+    iops: float = json.loads(text)["jobs"][0][kind.removeprefix("rand")]["iops"]
     return iops
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -475,3 +477,70 @@ def test_large_holes_leave_the_page_cache_alone(tmp_path: Path, monkeypatch: pyt
         await device.close()
 
     asyncio.run(main())
+
+
+# Resizing
+
+
+def test_resize(tmp_path: Path) -> None:
+    path = tmp_path / "disk.img"
+    path.write_bytes(b"x" * 8192)
+    file = File(path)
+    try:
+        file.resize(4096)
+        assert (file.size, path.stat().st_size) == (4096, 4096)
+        file.resize(12288)
+        assert path.read_bytes() == b"x" * 4096 + bytes(8192)
+        with pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+            file.resize((1 << 63) - 1)
+        assert file.size == 12288
+    finally:
+        file.close()
+
+
+# Block devices
+
+
+@pytest.fixture
+def loop_device(tmp_path: Path) -> Iterator[Path]:
+    """A block device over a file; root only."""
+    backing = tmp_path / "backing.img"
+    backing.write_bytes(b"x" * (1 << 20))
+    try:
+        done = subprocess.run(
+            ["losetup", "--find", "--show", str(backing)], capture_output=True, text=True, timeout=20, check=False
+        )
+    except FileNotFoundError:
+        pytest.skip("losetup is not installed")
+    if done.returncode:
+        pytest.skip(f"no loop device here: {done.stderr.strip()}")
+    device = Path(done.stdout.strip())
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", str(device)], timeout=20, check=True)
+
+
+@pytest.mark.parametrize("kernel_can", [True, False])
+def test_block_device(loop_device: Path, kernel_can: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Zeroes and discards at any byte; without fallocate by the ioctls of block devices."""
+    if not kernel_can:
+        for name in ("punch_hole", "zero_range"):
+            monkeypatch.setattr(file_module, name, lambda *range_: False)
+    asked: list[tuple[int, int]] = []
+    zero_out = file_module.zero_out
+    monkeypatch.setattr(file_module, "zero_out", lambda fd, *range_: asked.append(range_) or zero_out(fd, *range_))
+    file = File(loop_device)
+    try:
+        assert file.size == 1 << 20
+        file.write_zeroes(100, 10_000, may_trim=False)
+        assert bytes(file.read(0, 12_288)) == b"x" * 100 + bytes(10_000) + b"x" * 2188
+        assert kernel_can or asked == [(512, 9216)]
+        file.trim(65_536, 65_536)
+        file.flush()
+        assert bytes(file.read(131_072, 4)) == b"xxxx"
+        file.resize(1 << 20)
+        with pytest.raises(OSError, match="is a block device of 1048576 bytes"):
+            file.resize(512)
+    finally:
+        file.close()

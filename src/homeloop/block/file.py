@@ -32,7 +32,7 @@ from typing import Final
 
 from homeloop.block.driver import SIZE_BYTES_MAX, BytesLike, ThreadModel
 from homeloop.block.extents import Extent
-from homeloop.block.holes import extents_of, is_hole, punch_hole, zero_range
+from homeloop.block.holes import discard, extents_of, is_hole, punch_hole, sector_of, zero_out, zero_range
 from homeloop.block.image_lock import lock_image
 from homeloop.block.zeroes import ZEROES, zeroes
 from homeloop.errors import BlockError, UsageError
@@ -95,6 +95,8 @@ class File:
                 assert size is not None, "created without a size"
                 _set_new_size(fd, self.path, size)
             self.size = _size_of(fd)
+            # Bytes of a block device's sectors; 0: a regular file.
+            self._sector = sector_of(fd) if stat.S_ISBLK(os.fstat(fd).st_mode) else 0
             if size is not None and size != self.size:
                 raise UsageError(f"{self.path}: the image has {self.size} bytes, not {size}")
         except BaseException:
@@ -198,8 +200,11 @@ class File:
             raise
 
     def trim(self, offset: int, length: int) -> None:
-        """Punch a hole. Where that cannot be done nothing is: it is a hint."""
-        punch_hole(self._fd, offset, length)
+        """Punch a hole, or let a block device discard. Where neither can be done nothing is: it is a hint."""
+        if not punch_hole(self._fd, offset, length) and self._sector:
+            start, end = self._sectors_in(offset, length)
+            if start < end:
+                discard(self._fd, start, end - start)
 
     def write_zeroes(self, offset: int, length: int, *, may_trim: bool, fast: bool = False) -> None:
         """Punch a hole if it may be one, else zero the range and keep its space; write zeroes where neither works.
@@ -212,11 +217,13 @@ class File:
             return
         if fast:
             raise OSError(errno.ENOTSUP, f"{self.path}: the file system can zero a range by writing it only")
-        while length:
-            piece = ZEROES[:length]
-            self.write(offset, piece)
-            offset += len(piece)
-            length -= len(piece)
+        if self._sector:
+            start, end = self._sectors_in(offset, length)
+            if start < end and zero_out(self._fd, start, end - start):
+                self._write_zeroes_out(offset, start - offset)
+                self._write_zeroes_out(end, offset + length - end)
+                return
+        self._write_zeroes_out(offset, length)
 
     def cache(self, offset: int, length: int) -> None:
         """Let the kernel read ahead, where it can be told to."""
@@ -226,6 +233,14 @@ class File:
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Holes of the file are holes of the image. Blocks: lseek waits for writers of the same file."""
         return extents_of(self._fd, offset, length)
+
+    def resize(self, size: int) -> None:
+        """Make the file longer, by a hole, or cut it off. A block device has the size that it has."""
+        if not self._sector:
+            os.ftruncate(self._fd, size)
+        elif size != _size_of(self._fd):
+            raise OSError(errno.ENOTSUP, f"{self.path} is a block device of {_size_of(self._fd)} bytes")
+        self.size = size
 
     def close(self) -> None:
         """Close the file, and so unlock the image. Twice is fine."""
@@ -247,6 +262,17 @@ class File:
             text = f"{self.path} ends at {offset + done}: it had {self.size} bytes when it was opened"
             raise OSError(errno.EIO, text)
         return b"".join(pieces)
+
+    def _sectors_in(self, offset: int, length: int) -> tuple[int, int]:
+        """Return start and end of the whole sectors inside a range."""
+        return -(-offset // self._sector) * self._sector, (offset + length) // self._sector * self._sector
+
+    def _write_zeroes_out(self, offset: int, length: int) -> None:
+        while length:
+            piece = ZEROES[:length]
+            self.write(offset, piece)
+            offset += len(piece)
+            length -= len(piece)
 
     def _check_not_lost(self) -> None:
         if self._lost is not None:

@@ -10,16 +10,25 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import struct
 import sys
 from collections.abc import Iterator
 from typing import Final
 
-__all__ = ["extents_of", "is_hole", "punch_hole", "zero_range"]
+if sys.platform == "linux":
+    import fcntl
+
+__all__ = ["discard", "extents_of", "is_hole", "punch_hole", "sector_of", "zero_out", "zero_range"]
 
 # linux/falloc.h
 _KEEP_SIZE: Final = 0x01
 _PUNCH_HOLE: Final = 0x02
 _ZERO_RANGE: Final = 0x10
+
+# linux/fs.h
+_BLKDISCARD: Final = 0x1277
+_BLKZEROOUT: Final = 0x127F
+_BLKSSZGET: Final = 0x1268
 
 # EINVAL: a block device whose sectors the range does not keep to. ENODEV: neither file nor block device.
 _CANNOT: Final = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV, errno.EINVAL})
@@ -49,6 +58,28 @@ def punch_hole(fd: int, offset: int, length: int) -> bool:
 def zero_range(fd: int, offset: int, length: int) -> bool:
     """Make the range read as zeroes and keep its space reserved. False: cannot. Raises OSError."""
     return _allocate(fd, _ZERO_RANGE | _KEEP_SIZE, offset, length)
+
+
+def discard(fd: int, offset: int, length: int) -> bool:
+    """Tell a block device that whole sectors are of no more use; what they read as then is open. Raises OSError."""
+    return _block_request(_BLKDISCARD, fd, offset, length)
+
+
+def zero_out(fd: int, offset: int, length: int) -> bool:
+    """Let a block device make whole sectors read as zeroes, or its driver write them. Raises OSError."""
+    return _block_request(_BLKZEROOUT, fd, offset, length)
+
+
+def sector_of(fd: int) -> int:
+    """Return the bytes of a block device's logical sectors; 512 where that cannot be found out."""
+    if sys.platform != "linux":
+        return 512
+    try:
+        found = fcntl.ioctl(fd, _BLKSSZGET, bytes(4))
+    except OSError:
+        return 512
+    assert isinstance(found, bytes), f"ioctl returned {found!r}"
+    return int.from_bytes(found, sys.byteorder)
 
 
 def is_hole(fd: int, offset: int, length: int) -> bool:
@@ -101,4 +132,17 @@ def _allocate(fd: int, mode: int, offset: int, length: int) -> bool:
             return False
         if number != errno.EINTR:
             raise OSError(number, f"fallocate({mode:#x}) of {length} bytes at {offset}: {os.strerror(number)}")
+    return True
+
+
+def _block_request(number: int, fd: int, offset: int, length: int) -> bool:
+    """False: neither here, nor on anything but a block device."""
+    if sys.platform != "linux":
+        return False
+    try:
+        fcntl.ioctl(fd, number, struct.pack("=QQ", offset, length))
+    except OSError as error:
+        if error.errno in _CANNOT or error.errno == errno.ENOTTY:
+            return False
+        raise
     return True
