@@ -14,7 +14,7 @@ from collections.abc import Callable
 import homeloop
 from bench.nbd_servers import EXPORT
 from homeloop import nbd
-from homeloop.block import Driver
+from homeloop.block.driver import Driver
 
 SIZE = 64 << 20
 LATENCY_S = 5e-3

@@ -47,6 +47,7 @@ from homeloop.block.changes import AT_ONCE, NO_OPTIONS, ZERO_PIECE, Changes, Ste
 from homeloop.block.counting import Counts, DeviceStatistics
 from homeloop.block.driver import SIZE_BYTES_MAX, BlockSize, BytesLike, Driver, Traits, size_after, traits_of
 from homeloop.block.extents import EXTENTS_MAX, Extent
+from homeloop.block.filling import reading_of
 from homeloop.block.lane import Lane
 from homeloop.block.life import Age, Life, State
 from homeloop.block.queueing import Caller, Queue, Queued
@@ -97,21 +98,21 @@ class Device:
         self._label = type(driver).__name__                 # for errors
         self.name = self._label if name is None else name
         self.size = traits.size             # home: changed by resize()
-        self.block_size: BlockSize = traits.block_size
-        if emulate_alignment:
-            self.block_size = replace(traits.block_size, minimum=1)
+        block_size = traits.block_size
+        self.block_size: BlockSize = replace(block_size, minimum=1) if emulate_alignment else block_size
 
         self._lane = lane = Lane(parallel=traits.thread_model == "parallel")
-        read, self._write, self._flush, self._write_fua, self._trim, self._write_zeroes, self._close = (
+        read = reading_of(driver, traits.thread_model, lane)
+        self._write, self._flush, self._write_fua, self._trim, self._write_zeroes, self._close = (
             method_of(driver, method, traits.thread_model, lane)
-            for method in ("read", "write", "flush", "write_fua", "trim", "write_zeroes", "close")
+            for method in ("write", "flush", "write_fua", "trim", "write_zeroes", "close")
         )
         self._cache, extents, self._resize = (
             method_of(driver, method, traits.thread_model, lane) for method in ("cache", "extents", "resize")
         )
         self._driver = driver
         if read is None:
-            raise UsageError(f"driver {self._label} has no read method")
+            raise UsageError(f"driver {self._label} has no read method, nor read_into")
         self._read = read
         self._read_is_inline = read.way in AT_ONCE
         self._write_is_inline = self._write is not None and self._write.way in AT_ONCE

@@ -20,6 +20,8 @@ told of the hole.
 
 Optional methods; what is missing is not offered, or emulated where the bracket says so:
 
+    read_into(offset, buffer)                   fill all of buffer, which is not to be kept; None (or len(buffer)).
+                                                Used instead of read on a worker, and where there is no read
     write(offset, data)                         data is valid only until write returns: copy what is kept.
                                                 Returns None (or len(data): another count is an error)
     write_fua(offset, data)                     as write, and stable on return       [write, then flush]
