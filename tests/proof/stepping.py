@@ -30,6 +30,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import pytest
+
 RUN_STEPS_MAX = 2_000           # of one interleaving: beyond it something goes round for ever
 REAL_LIMIT_S = 20.0             # for a thread to come to its next point
 
@@ -302,3 +304,40 @@ def mutated(fn: Callable[..., Any], old: str, new: str) -> Callable[..., Any]:
     mutant: Callable[..., Any] = made[fn.__name__]
     assert list(dis.get_instructions(mutant)) != list(dis.get_instructions(fn))
     return mutant
+
+
+# What the tests of a protocol say
+
+
+Check = Callable[[], None]
+Model = Callable[[Stepping], Check]
+
+
+def finds(model: Model, lines: Iterable[Callable[..., Any]] = ()) -> None:
+    """Some interleaving goes wrong."""
+    with pytest.raises(Broken) as broken:
+        explore(model, lines=lines)
+    print(broken.value)
+
+
+def passes(model: Model, at_least: int, lines: Iterable[Callable[..., Any]] = ()) -> None:
+    """No interleaving goes wrong, and there are as many as there should be: else the points are gone."""
+    count = explore(model, lines=lines)
+    print(count, "interleavings")
+    assert count >= at_least
+
+
+class Critical:
+    """What a lock is for: nobody enters while another is inside."""
+
+    def __init__(self, run: Stepping) -> None:
+        self._run = run
+        self._inside = 0
+        self.entered = 0
+
+    def enter(self) -> None:
+        assert not self._inside, "two have the lock"
+        self._inside += 1
+        self._run.point("inside")
+        self._inside -= 1
+        self.entered += 1

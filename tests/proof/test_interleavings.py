@@ -25,44 +25,21 @@ from homeloop.core.loop import set_running_loop
 from homeloop.core.runtime import Runtime
 from homeloop.core.workers import WorkerPool
 from homeloop.errors import ContextClosed
-from tests.proof.stepping import Broken, StepLock, Stepping, StepRLock, explore, mutated
+from tests.proof.stepping import (
+    Check,
+    Critical,
+    StepLock,
+    Stepping,
+    StepRLock,
+    finds,
+    mutated,
+    passes,
+)
 
 pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="the models sleep in epoll")
 
-Check = Callable[[], None]
-Model = Callable[[Stepping], Check]
-
-
-def finds(model: Model, lines: Any = ()) -> None:
-    with pytest.raises(Broken) as broken:
-        explore(model, lines=lines)
-    print(broken.value)
-
-
-def passes(model: Model, at_least: int, lines: Any = ()) -> None:
-    """No interleaving goes wrong, and there are as many as there should be: else the points are gone."""
-    count = explore(model, lines=lines)
-    print(count, "interleavings")
-    assert count >= at_least
-
 
 # -- big lock: take, withdraw, hand over, with time-outs ---------------------------------------------------
-
-
-class Critical:
-    """What the lock is for: nobody enters while another is inside."""
-
-    def __init__(self, run: Stepping) -> None:
-        self.run = run
-        self.inside = 0
-        self.entered = 0
-
-    def enter(self) -> None:
-        assert not self.inside, "two hold the lock"
-        self.inside += 1
-        self.run.point("inside")
-        self.inside -= 1
-        self.entered += 1
 
 
 def stepped_lock(run: Stepping) -> BigLock:

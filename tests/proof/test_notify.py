@@ -6,28 +6,12 @@ tests/proof/test_interleavings.py has the other protocols, and says how.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from homeloop.core.inbox import Inbox
-from tests.proof.stepping import Broken, Stepping, StepRLock, explore, mutated
-
-Check = Callable[[], None]
-Model = Callable[[Stepping], Check]
-
-
-def finds(model: Model, lines: Any = ()) -> None:
-    with pytest.raises(Broken) as broken:
-        explore(model, lines=lines)
-    print(broken.value)
-
-
-def passes(model: Model, at_least: int, lines: Any = ()) -> None:
-    count = explore(model, lines=lines)
-    print(count, "interleavings")
-    assert count >= at_least
+from tests.proof.stepping import Check, Stepping, StepRLock, finds, mutated, passes
 
 
 class Kicks:

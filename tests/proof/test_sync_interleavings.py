@@ -20,10 +20,7 @@ from homeloop.errors import ChannelClosed, WrongState
 from homeloop.sync import Channel, Mutex, OneShot, Semaphore, waiting
 from homeloop.sync import mutex as mutex_module
 from homeloop.sync.waiting import Waitable
-from tests.proof.stepping import Broken, StepLock, Stepping, explore, mutated
-
-Check = Callable[[], None]
-Model = Callable[[Stepping], Check]
+from tests.proof.stepping import Check, Critical, Model, StepLock, Stepping, finds, mutated, passes
 
 
 class Gate(StepLock):
@@ -122,18 +119,6 @@ class Home:
             leave_task(loop, loop)
 
 
-def finds(model: Model, lines: Any = ()) -> None:
-    with pytest.raises(Broken) as broken:
-        explore(model, lines=lines)
-    print(broken.value)
-
-
-def passes(model: Model, at_least: int, lines: Any = ()) -> None:
-    count = explore(model, lines=lines)
-    print(count, "interleavings")
-    assert count >= at_least
-
-
 def put(monkeypatch: pytest.MonkeyPatch, where: str, old: str, new: str) -> Callable[..., Any]:
     """Put a mutant in the place of a method, `Class.method`."""
     kind, _, name = where.partition(".")
@@ -141,22 +126,6 @@ def put(monkeypatch: pytest.MonkeyPatch, where: str, old: str, new: str) -> Call
     mutant = mutated(getattr(owner, name), old, new)
     monkeypatch.setattr(owner, name, mutant)
     return mutant
-
-
-class Critical:
-    """What a lock is for: nobody enters while another is inside."""
-
-    def __init__(self, run: Stepping) -> None:
-        self._run = run
-        self._inside = 0
-        self.entered = 0
-
-    def enter(self) -> None:
-        assert not self._inside, "two have the lock"
-        self._inside += 1
-        self._run.point("inside")
-        self._inside -= 1
-        self.entered += 1
 
 
 # -- Mutex -------------------------------------------------------------------------------------------------
