@@ -54,7 +54,7 @@ class WrongThread(UsageError):
 
 
 class WouldDeadlock(UsageError):
-    """A wait was refused because it could never end; the text names both sides."""
+    """A wait was refused because it could never end; the text names both sides, or each link of a cycle."""
 
 
 class WouldBlockLoop(UsageError):

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from homeloop.core.current import thread
 from homeloop.core.loop import HomeLoop, current_task, running_loop, set_running_loop
+from homeloop.core.waitgraph import LockTurn, Sleep
 from homeloop.core.waiting import kick
 from homeloop.errors import WrongState, WrongThread
 
@@ -91,7 +92,7 @@ class BigLock:
             raise WrongState("this thread holds the big lock already; `with big_lock:` is the form that may nest")
         if not self.enabled:
             raise WrongState(f"the runtime of {self.context.name} has no big lock (big_lock=False)")
-        if not self.take(me, timeout):
+        if not self.take(me, timeout, refuse=True):
             return False
         if self.context.closed:
             self.hand_over()
@@ -157,9 +158,10 @@ class BigLock:
 
     # -- for the loop and call(): the lock without what surrounds it ---------------------------------
 
-    def take(self, me: int, timeout: float | None = None) -> bool:
-        """Become the holder. The caller does not hold it."""
-        waiter = None
+    def take(self, me: int, timeout: float | None = None, *, refuse: bool = False) -> bool:
+        """Become the holder. The caller does not hold it. refuse: WouldDeadlock, where a wait without a timeout would
+        never end; the main loop, which takes back what is its own, has no choice."""
+        waiter = sleep = None
         try:
             with self._mutex:
                 if not self._holder:
@@ -168,16 +170,22 @@ class BigLock:
                 waiter = _Waiter(me)
                 self._waiters.append(waiter)
                 self._waits += 1
+            if refuse and timeout is None:
+                sleep = Sleep(LockTurn(self, me))
+                sleep.begin()
             if waiter.gate.acquire(timeout=-1 if timeout is None else max(0.0, timeout)):
                 return True
         except BaseException:
-            # Ctrl-C. A grant may have come with it; the lock must not stay with a thread that believes
+            # Ctrl-C, WouldDeadlock. A grant may have come with it; the lock must not stay with a thread that believes
             # it has none.
             if waiter is not None:
                 self._withdraw(waiter)
             if self._holder == me:
                 self.hand_over()
             raise
+        finally:
+            if sleep is not None:
+                sleep.end()
         return not self._withdraw(waiter)
 
     def take_back(self, me: int) -> None:
@@ -300,7 +308,7 @@ class BigLock:
             free = not self._holder
             if free:
                 self._holder = me
-        if not free and not self.take(me, timeout):
+        if not free and not self.take(me, timeout, refuse=True):
             return False
         self._acquires += 1
         self._outer = (thread.held, running_loop(), get_asyncgen_hooks())

@@ -442,7 +442,7 @@ class AioContext:
         if task is not None:
             leave_task(self.loop, task)
         running, self.running = self.running, None
-        thread.below.append(running)
+        thread.below.append(running or task)
         return running, task
 
     def resume_running(self, suspended: Any) -> None:

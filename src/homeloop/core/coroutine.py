@@ -1,9 +1,9 @@
 """Coroutine: a coroutine object with a home. Any thread may wake it; it only ever runs at home.
 
-States and moves; `lock` is the inbox lock of the home context:
+States and moves (the table is in states.py); `lock` is the inbox lock of the home context:
 
-    CREATED    -> SCHEDULED, RUNNING, DONE (cancelled before it began)
-    SCHEDULED  -> RUNNING                   in the inbox, the ready queue or the chain
+    CREATED    -> SCHEDULED                 started, or ended before it began       under lock
+    SCHEDULED  -> RUNNING, DONE             in the inbox, the ready queue or the chain
     RUNNING    -> PARKED, WAITING, SCHEDULED (bare yield), DONE
     PARKED     -> SCHEDULED (woken or cancelled)                    under lock
     WAITING    -> RUNNING                   the future that it awaits is done
@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import enum
 import inspect
 import itertools
 import sys
@@ -44,6 +43,8 @@ from homeloop.core.loop import (
     unregister_task,
 )
 from homeloop.core.stacks import await_frames, stack_text, traceback_frames
+from homeloop.core.states import CoroutineState
+from homeloop.core.waitgraph import begin_await, end_await
 from homeloop.errors import WrongState
 
 if TYPE_CHECKING:
@@ -52,17 +53,6 @@ if TYPE_CHECKING:
 __all__ = ["Coroutine", "CoroutineState", "current_coroutine", "park"]
 
 T = TypeVar("T")
-
-
-class CoroutineState(enum.Enum):
-    """Where a Coroutine is. The values are for people."""
-
-    CREATED = "created"
-    SCHEDULED = "scheduled"
-    RUNNING = "running"
-    PARKED = "parked"
-    WAITING = "waiting"
-    DONE = "done"
 
 
 _CREATED = CoroutineState.CREATED
@@ -204,6 +194,10 @@ class Coroutine(Generic[T]):
         if self._state is not _DONE and not self.context.wait_done(self, timeout):
             raise TimeoutError(f"{self!r} has not ended after {timeout} s")
         return self.outcome()
+
+    def has_waiters(self) -> bool:
+        """Does anybody wait for its end? Any thread, a look without the lock."""
+        return bool(self._callbacks)
 
     def outcome(self) -> T:
         """result() of a coroutine that has ended."""
@@ -404,12 +398,25 @@ class Coroutine(Generic[T]):
     def __await__(self) -> Generator[Any, Any, T]:
         """Wait for the end, from a coroutine of any context or asyncio loop.
 
-        Cancelling the waiting coroutine cancels this one and waits for it, as with asyncio tasks.
+        Cancelling the waiting coroutine cancels this one and waits for it, as with asyncio tasks. WouldDeadlock if
+        this one, by whatever ways, waits for the waiting one.
         """
         if self._state is not _DONE:
-            if current_coroutine() is self:
+            me = current_coroutine()
+            if me is self:
                 raise RuntimeError(f"{self!r} cannot await itself")
-            yield from Joined(self)
+            joined = Joined(self)
+            # Just spawned, where we run: it waits for nothing, and its home is us.
+            fresh = me is not None and self._state is _SCHEDULED and me.context is self.context
+            try:
+                waiter = begin_await(joined, fresh)
+            except BaseException:
+                joined.withdraw()
+                raise
+            try:
+                yield from joined
+            finally:
+                end_await(waiter)
         return self.outcome()
 
     # -- running: home thread --------------------------------------------------------------------------

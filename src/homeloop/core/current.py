@@ -30,6 +30,7 @@ class ThreadState(threading.local):
         self.suspended: dict[BigLock, object] = {}      # what we ran when we let a big lock go in the middle
         self.pool_of: AioContext | None = None      # whose worker this thread is
         self.waits = 0                      # synchronous waits around us
+        self.sleeps: list[Any] = []         # waits of ours that others may look at: weak, see waitgraph
         self.below: list[object] = []       # coroutines below a nested wait on this stack: they cannot go on
 
     def forget(self) -> None:
@@ -38,6 +39,7 @@ class ThreadState(threading.local):
         self.suspended.clear()
         self.guards.clear()
         self.waits = 0
+        self.sleeps.clear()
         self.below.clear()
 
 

@@ -6,7 +6,7 @@ import asyncio
 import enum
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Coroutine as CoroutineABC
 from types import TracebackType
 from typing import Any, TypeVar
@@ -18,7 +18,8 @@ from homeloop.core.ending import end_context
 from homeloop.core.loop import HomeLoop
 from homeloop.core.polling import default_poll_max_ns
 from homeloop.core.registry import runtime_of_this_thread
-from homeloop.core.waiting import kick
+from homeloop.core.waitgraph import AnyOf, Hop, Sleep, needs_of_context, sleeps_of
+from homeloop.core.waiting import kick, wait_while
 from homeloop.errors import UsageError, WouldDeadlock, WrongState
 
 __all__ = ["ContextThread", "IOThread"]
@@ -96,9 +97,21 @@ class ContextThread:
         if gate is not None and gate.held() and here is None:
             gate.hand_over()        # left behind by a Ctrl-C in `with big_lock:`; the end would wait for us
         self._context.try_post(self._stop_loop)
+        link = _Ending(self)
         if here is not None:
-            here.wait_while(lambda: not self._ended)
-        self._thread.join()
+            wait_while(here, lambda: not self._ended, None, link)
+            self._thread.join()
+            return
+        sleep = Sleep(link)
+        try:
+            sleep.begin()
+            self._thread.join()
+        finally:
+            sleep.end()
+
+    def ended(self) -> bool:
+        """Has its context ended? Any thread."""
+        return self._ended
 
     def _stop_loop(self) -> None:               # home
         if self._looping:
@@ -125,6 +138,29 @@ class ContextThread:
             context.end_serving()
             self._ended = True
             kick()
+
+
+class _Ending:
+    """The end of a context's thread, as a link of the wait graph: it waits for the worker threads."""
+
+    passes_cancel = False
+    refuses = True
+
+    def __init__(self, ending: ContextThread) -> None:
+        self._ending = ending
+
+    def pending(self) -> bool:
+        return not self._ending.ended()
+
+    def needs(self) -> Sequence[Hop | AnyOf]:
+        context = self._ending.context
+        pool = context._pool
+        idents = [] if pool is None else pool.running()
+        workers = [Hop(sleep, ", whose worker, {}, has not ended") for ident in idents for sleep in sleeps_of(ident)]
+        return [*workers, *needs_of_context(context)]
+
+    def sought(self) -> str:
+        return f"the end of {self._ending.name}"
 
 
 class IOThread:

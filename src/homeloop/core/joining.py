@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from homeloop.core.current import current_context
+from homeloop.core.waitgraph import Hop
 
 if TYPE_CHECKING:
     from homeloop.core.coroutine import Coroutine
@@ -31,7 +32,27 @@ class Joined(asyncio.Future[None]):
         self._unanswered = 0            # waiter's home: requests on their way
         self._too_late: Any = None      # waiter's home: the arguments of a request that came too late
         self._ended = False             # waiter's home
-        co.when_done(lambda _co: self._post(self._settle))
+        co.when_done(self._end)
+
+    # As a link of the wait graph (see waitgraph.Link): what it waits for is the coroutine.
+    passes_cancel = True
+    refuses = True
+
+    def pending(self) -> bool:
+        return not self._co.done()
+
+    def needs(self) -> Sequence[Hop]:
+        return (Hop(self._co, ""),)
+
+    def sought(self) -> str:
+        return repr(self._co)
+
+    def withdraw(self) -> None:
+        """Nobody will await it."""
+        self._co.forget_when_done(self._end)
+
+    def _end(self, _co: Coroutine[Any]) -> None:    # the coroutine's home
+        self._post(self._settle)
 
     def cancel(self, msg: Any = None) -> bool:
         """Ask the coroutine to end; False if this future is done, or the coroutine has ended."""

@@ -52,6 +52,7 @@ __all__ = [
     "enter_task",
     "leave_if_current",
     "leave_task",
+    "may_be_cancelled_soon",
     "register_task",
     "running_loop",
     "set_running_loop",
@@ -95,6 +96,21 @@ def leave_if_current(loop: asyncio.AbstractEventLoop, task: Any) -> None:
     current: Any = current_task(loop)
     if current is task:
         leave_task(loop, task)
+
+
+def may_be_cancelled_soon(task: Any) -> bool:
+    """Has a Coroutine or task of any loop a cancellation to take, or a timer that knows it (asyncio.timeout(), a cancel
+    scope, `call_later(..., task.cancel)`)? Any thread; for a loop that does not show its timers the answer is yes."""
+    if task.cancelling():
+        return True
+    scheduled = getattr(task.get_loop(), "_scheduled", None)
+    if scheduled is None:
+        return True
+    for handle in list(scheduled):
+        owner = None if handle._cancelled else getattr(handle._callback, "__self__", None)
+        if owner is task or any(value is task for value in list(getattr(owner, "__dict__", {}).values())):
+            return True
+    return False
 
 
 def take_awaited(yielded: Any) -> bool | None:

@@ -11,11 +11,13 @@ Anything else raises WouldDeadlock at once: a hang is never the answer where we 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from homeloop.core import waitgraph
 from homeloop.core.current import current_context, thread
 from homeloop.errors import WouldDeadlock, WrongThread
 
@@ -100,22 +102,27 @@ def finish_call(co: Coroutine[T], timeout: float | None) -> T:
     """The second half of call(): wait, and on time-out or Ctrl-C cancel and wait again."""
     try:
         in_time = co.done() or wait_done(co, timeout)
-    except WouldDeadlock:
-        co.cancel()
+    except WouldDeadlock as refusal:
+        co.cancel(str(refusal))         # what it awaits is cancelled too, and should know why
         raise
     except BaseException:
         co.cancel()
-        wait_done(co, None)
+        with contextlib.suppress(WouldDeadlock):        # Ctrl-C is what must come out
+            wait_done(co, None, cancelled=True)
         raise
     if not in_time:
         co.cancel()
-        wait_done(co, None)
+        wait_done(co, None, cancelled=True)
         raise TimeoutError(f"{co!r} did not end within {timeout} s")
     return co.outcome()
 
 
-def wait_done(co: Coroutine[Any], timeout: float | None) -> bool:
-    """Wait for the end of co; False if `timeout` seconds are over first."""
+def wait_done(co: Coroutine[Any], timeout: float | None, *, cancelled: bool = False) -> bool:
+    """Wait for the end of co; False if `timeout` seconds are over first.
+
+    WouldDeadlock for a wait without a timeout that closes a cycle. cancelled: the caller has just cancelled co, which
+    may not know yet; a cycle that it will leave by that is none.
+    """
     if co.done():
         return True
     here = _check_may_wait(co.context)
@@ -123,17 +130,20 @@ def wait_done(co: Coroutine[Any], timeout: float | None) -> bool:
         raise WouldDeadlock(f"{co!r} would wait for itself")
     waiter = _Waiter()
     co.when_done(waiter.kick)
+    link = waitgraph.CoroutineEnd(co, cancelled=cancelled) if timeout is None else None
     try:
-        return waiter.wait(here or co.context, co.done, timeout)
+        return waiter.wait(here or co.context, co.done, timeout, link)
     finally:
         if not co.done():
             co.forget_when_done(waiter.kick)
 
 
-def wait_while(context: AioContext, predicate: Callable[[], object], timeout: float | None) -> bool:
-    """AioContext.wait_while."""
+def wait_while(
+    context: AioContext, predicate: Callable[[], object], timeout: float | None, link: waitgraph.Link | None = None,
+) -> bool:
+    """AioContext.wait_while. link: what makes the predicate false, if that is known."""
     here = _check_may_wait(context)
-    return _Waiter().wait(here or context, lambda: not predicate(), timeout)
+    return _Waiter().wait(here or context, lambda: not predicate(), timeout, link)
 
 
 def kick() -> None:
@@ -155,6 +165,7 @@ _waiters: set[_Waiter] = set()              # under _waiters_lock
 def forget_all() -> None:
     """In a forked child: the parent's threads do not wait here."""
     global _waiters_lock
+    waitgraph.forget_all()
     _waiters_lock = threading.RLock()
     _waiters.clear()
 
@@ -176,11 +187,16 @@ class _Waiter:
             served.try_post(_nothing)
         self._gate.open()
 
-    def wait(self, context: AioContext, satisfied: Callable[[], object], timeout: float | None) -> bool:
+    def wait(
+        self, context: AioContext, satisfied: Callable[[], object], timeout: float | None,
+        link: waitgraph.Link | None = None,
+    ) -> bool:
         """Wait until satisfied(), in the way that this thread may; False if `timeout` seconds are over first.
 
-        context: the one that this thread is in, else the one that it waits for.
+        context: the one that this thread is in, else the one that it waits for. link: what it waits for, if a cycle
+        is to be refused.
         """
+        sleep = None
         end = None if timeout is None else time.monotonic() + timeout
         with _waiters_lock:
             _waiters.add(self)              # before the first look: a kick after it is not missed
@@ -193,8 +209,18 @@ class _Waiter:
                     return True
                 if end is not None and time.monotonic() >= end:
                     return False
+                if link is not None:
+                    asleep = _sleeps_in(context)
+                    serves = context if not asleep or current_context() is context else None
+                    if sleep is None:
+                        sleep = waitgraph.Sleep(link)
+                        sleep.begin(serves, asleep)
+                    else:
+                        sleep.serves, sleep.asleep = serves, asleep
                 self._wait_once(context, None if end is None else end - time.monotonic())
         finally:
+            if sleep is not None:
+                sleep.end()
             thread.waits -= 1
             with _waiters_lock:
                 _waiters.discard(self)
@@ -202,7 +228,7 @@ class _Waiter:
     def _wait_once(self, context: AioContext, left: float | None) -> None:
         """Sleep until a kick, or serve one iteration."""
         gate = context.gate
-        if context.home is None or _home_serves(context) or context.closed:
+        if _sleeps_in(context):
             if gate is not None and gate.held():
                 with gate.released():
                     self._gate.wait(left)
@@ -246,6 +272,11 @@ def _check_may_wait(target: AioContext) -> AioContext | None:
         return here
     raise WouldDeadlock(f"thread {threading.current_thread().name!r} is at home in {here.name} and would wait for "
                         f"{target.name}: an IOThread may wait only for itself; use `await` or `await context.run(...)`")
+
+
+def _sleeps_in(context: AioContext) -> bool:
+    """Does a wait in context sleep, rather than serve it?"""
+    return context.home is None or _home_serves(context) or context.closed
 
 
 def _home_serves(context: AioContext) -> bool:

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import functools
 import sys
 import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from homeloop.core.current import current_context, thread
+from homeloop.core.waitgraph import AnyOf, Hop, begin_await, end_await, sleeps_of
 from homeloop.errors import ContextClosed, NoRuntime, UsageError
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["WorkerPool", "to_worker"]
 
 T = TypeVar("T")
+get_ident = threading.get_ident
 IDLE_END_S = 10.0           # QEMU's worker idle time-out
 REPORT_AFTER_S = 5.0        # an end that waits this long for a worker says for which
 
@@ -42,6 +45,41 @@ class _Work(asyncio.Future[Any]):
         self.detached = detached
         self.cancel_message: Any = None         # home
         self.cancel_wanted = False              # home: cancelled while it ran
+        self.runner = 0                         # the worker thread's: its ident while it runs fn
+        self.ran = False                        # the worker thread's
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        if self.done():
+            return self.result()
+        waiter = begin_await(self)
+        try:
+            return (yield from super().__await__())
+        finally:
+            end_await(waiter)
+
+    # As a link of the wait graph (see waitgraph.Link): who runs it, or keeps it from being run.
+    refuses = True
+
+    @property
+    def passes_cancel(self) -> bool | None:
+        return False if self.runner and not self.detached else None
+
+    def pending(self) -> bool:
+        return not self.ran and not self.done()
+
+    def needs(self) -> Sequence[Hop | AnyOf]:
+        if self.runner:
+            return [Hop(sleep, ", run by {}") for sleep in sleeps_of(self.runner)]
+        busy = self.pool.busy()
+        if not busy:
+            return ()
+        sleeps = [sleeps_of(ident)[-1:] for ident in busy]
+        if not all(sleeps):
+            return ()                   # somebody works, and will take it
+        return (AnyOf(tuple(Hop(sleep, ", queued behind what {} runs") for [sleep] in sleeps)),)
+
+    def sought(self) -> str:
+        return f"{_described(self.fn)} on a worker of {self.pool.context.name}"
 
     def cancel(self, msg: Any = None) -> bool:
         """Cancel now if it is still queued; else once it has run, whose result is then dropped."""
@@ -116,6 +154,15 @@ class WorkerPool:
                         self._work.remove(work)
                         raise
 
+    def running(self) -> list[int]:
+        """The idents of the threads that run a call. Any thread, no lock."""
+        return [worker.ident for worker in list(self._calls) if worker.ident is not None]
+
+    def busy(self) -> list[int]:
+        """The idents of all threads, if there may be no more and each runs a call; else []. Any thread, no lock."""
+        idents = self.running()
+        return idents if len(idents) >= self.maximum else []
+
     def withdraw(self, work: _Work) -> bool:
         """Take queued work back. False: it runs, or has run."""
         with self._lock:
@@ -160,7 +207,8 @@ class WorkerPool:
         what = work.fn if isinstance(work, _Work) else work
         stack = "".join(traceback.format_stack(frame))
         self.context.report({
-            "message": f"the end of {self.context.name} waits for {what!r}, which runs in {worker.name}:\n{stack}"
+            "message": f"the end of {self.context.name} waits for {_described(what)}, which runs in {worker.name}:\n"
+                       f"{stack}"
         })
 
     def statistics(self) -> dict[str, int]:
@@ -199,10 +247,12 @@ class WorkerPool:
                         del self._calls[me]
                         self._completed += 1
                     continue
+                work.runner = get_ident()
                 try:
                     outcome: tuple[Any, BaseException | None] = (work.fn(), None)
                 except BaseException as exc:        # its place is at the waiter, whatever it is
                     outcome = (None, exc)
+                work.ran = True
                 with self._lock:
                     del self._calls[me]
                 self._hand_over(work, *outcome)
@@ -246,6 +296,13 @@ class WorkerPool:
             self._handing_over = False
         for work, result, exception in done:
             work.complete(result, exception)
+
+
+def _described(fn: Callable[[], Any]) -> str:
+    """What a call is, for people: the caller's function without what was put around it."""
+    while isinstance(fn, functools.partial) and fn.args:
+        fn = fn.args[0]
+    return f"{getattr(fn, '__qualname__', None) or repr(fn)}()"
 
 
 def _settle(ended: asyncio.Future[None]) -> None:

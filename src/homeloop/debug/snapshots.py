@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from homeloop.core import forking
 from homeloop.core.context import AioContext
 from homeloop.core.coroutine import Coroutine
+from homeloop.core.waitgraph import cycles
 
 __all__ = ["context_lines", "open_contexts", "snapshot", "tasks_of"]
 
@@ -26,11 +27,13 @@ def snapshot(*, threads: bool = True) -> str:
     """Describe every open context with its coroutines and tasks, and where each thread of the process stands.
 
     For people: in the message of a test that ran out of time, or at a prompt. A parked coroutine shows the reason
-    that it gave to park(). Any thread, never waits, takes no lock; what moves meanwhile may be shown half moved.
+    that it gave to park(). Waits that form a cycle are shown together, a line for each. Any thread, never waits, takes
+    no lock; what moves meanwhile may be shown half moved.
     """
     lines = []
     for context in open_contexts():
         lines += context_lines(context)
+    lines += cycles()
     if threads:
         lines += _thread_lines()
     return "\n".join(lines) or "no context is open"

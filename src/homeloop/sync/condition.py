@@ -7,7 +7,7 @@ from time import monotonic
 from types import TracebackType
 from typing import Any, Protocol
 
-from homeloop.errors import UsageError, WrongState
+from homeloop.errors import UsageError, WouldDeadlock, WrongState
 from homeloop.sync.mutex import Mutex
 from homeloop.sync.waiting import LoopWaiter, ThreadWaiter, Waitable, Waiter, caller, name_of, plain_thread
 
@@ -127,7 +127,7 @@ class Condition(Waitable):
         while True:
             try:
                 await self.lock._acquire()
-            except GeneratorExit:
+            except (GeneratorExit, WouldDeadlock):
                 raise
             except BaseException as error:
                 cancelled = error

@@ -11,7 +11,7 @@ from typing import Any
 
 from homeloop.core.loop import current_task, running_loop
 from homeloop.errors import WouldBlock, WouldDeadlock, WrongState
-from homeloop.sync.waiting import NOBODY, LoopWaiter, Waitable, Waiter, caller, name_of, plain_thread
+from homeloop.sync.waiting import NOBODY, LoopWaiter, Owned, Waiter, caller, name_of, plain_thread
 
 __all__ = ["Mutex", "TokenInList"]
 
@@ -64,7 +64,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_making.after_fork)
 
 
-class Mutex(Waitable):
+class Mutex(Owned):
     """A lock for coroutines of any context or asyncio loop, and for plain threads.
 
     `async with mutex` in a coroutine, `with mutex` in a thread without a loop; in a thread that serves one the
@@ -225,6 +225,10 @@ class Mutex(Waitable):
         except AttributeError:
             return False
         return True
+
+    def _owners_that_keep_out(self, waiter: Waiter) -> list[Any]:
+        owner = self._owner
+        return [] if owner is None else [owner]
 
     def _check_not_mine(self, me: Any) -> None:
         if self._owner is not None and self._owner == me:

@@ -7,14 +7,14 @@ from types import TracebackType
 from typing import Any
 
 from homeloop.errors import WouldBlock, WouldDeadlock, WrongState
-from homeloop.sync.waiting import LoopWaiter, Waitable, Waiter, caller, name_of, plain_thread
+from homeloop.sync.waiting import LoopWaiter, Owned, Waiter, caller, name_of, plain_thread
 
 __all__ = ["RwLock", "RwLockSide"]
 
 _READ, _WRITE = "read", "write"
 
 
-class RwLock(Waitable):
+class RwLock(Owned):
     """A lock with two sides: `async with lock.read`, `async with lock.write`; in threads `with`.
 
     Tickets are served strictly in order: a writer who waits keeps new readers out, readers in a row go together.
@@ -92,6 +92,16 @@ class RwLock(Waitable):
 
     # -- inside -----------------------------------------------------------------------------------------
 
+    def _owners_that_keep_out(self, waiter: Waiter) -> list[Any]:
+        writer = self._writer
+        if writer is not None:
+            return [writer]
+        return _settled(self._readers) if waiter.wants is _WRITE else []
+
+    def _before(self, waiter: Waiter) -> list[Waiter]:
+        line = _settled(self._line)
+        return line[:line.index(waiter)] if waiter in line else []
+
     def _check_not_mine(self, me: Any) -> None:
         if me in self._readers or (self._writer is not None and self._writer == me):
             raise WouldDeadlock(f"{self!r} is not recursive: {name_of(me)} has it and would wait for itself")
@@ -135,7 +145,7 @@ class RwLock(Waitable):
             try:
                 await self._acquire(_READ)
             except BaseException as again:
-                if isinstance(again, GeneratorExit):
+                if isinstance(again, GeneratorExit | WouldDeadlock):
                     raise
 
     def _upgrade_blocking(self, _timeout: None) -> bool:
@@ -186,6 +196,14 @@ class RwLock(Waitable):
         else:
             self._readers.discard(waiter.owner)
         return self._grant_locked()
+
+
+def _settled(changing: Any) -> list[Any]:
+    """The members of a set or line that others may change meanwhile; none if they did."""
+    try:
+        return list(changing)
+    except RuntimeError:                        # changed size during iteration
+        return []
 
 
 class RwLockSide:

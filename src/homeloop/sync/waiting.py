@@ -13,17 +13,19 @@ signal handlers and finalizers: they may run in the middle of those lines.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Sequence
 from typing import Any
 
 from homeloop.core.context import AioContext
 from homeloop.core.coroutine import Coroutine
 from homeloop.core.current import thread
 from homeloop.core.loop import HomeLoop, current_task, running_loop
-from homeloop.core.waiting import kick
+from homeloop.core.waitgraph import AnyOf, Hop, Sleep, begin_await, count_owner_wait, end_await, needs_of_owner
+from homeloop.core.waiting import kick, wait_while
 from homeloop.errors import WouldBlockLoop
 
 __all__ = [
@@ -31,11 +33,14 @@ __all__ = [
     "HolderWaiter",
     "Line",
     "LoopWaiter",
+    "Owned",
+    "OwnerWait",
     "ThreadWaiter",
     "Turn",
     "Waitable",
     "Waiter",
     "caller",
+    "deadlocks_refused",
     "in_coroutine",
     "name_of",
     "plain_thread",
@@ -177,12 +182,13 @@ class LoopWaiter(Waiter):
 class ThreadWaiter(Waiter):
     """A thread without a loop: sleeps on a lock of its own."""
 
-    __slots__ = ("_gate",)
+    __slots__ = ("_gate", "link")
 
     def __init__(self, owner: Any, reason: str, wants: Any = None) -> None:
         super().__init__(owner, reason, wants)
         self._gate = allocate_lock()            # taken; the grant opens it
         self._gate.acquire()
+        self.link: OwnerWait | None = None      # the thread's: if others may look who waits for whom
 
     def wake(self) -> bool:
         self._gate.release()
@@ -190,7 +196,14 @@ class ThreadWaiter(Waiter):
 
     def sleep(self, timeout: float | None) -> bool:
         """Sleep until woken, at most `timeout` seconds; False if they are over first."""
-        return self._gate.acquire(timeout=-1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX))
+        if self.link is None:
+            return self._gate.acquire(timeout=-1 if timeout is None else min(max(0.0, timeout), threading.TIMEOUT_MAX))
+        sleep = Sleep(self.link)
+        try:
+            sleep.begin()
+            return self._gate.acquire()
+        finally:
+            sleep.end()
 
 
 class HolderWaiter(ThreadWaiter):
@@ -209,7 +222,7 @@ class HolderWaiter(ThreadWaiter):
         return True
 
     def sleep(self, timeout: float | None) -> bool:
-        return self._context.wait_while(lambda: not self._open, timeout)
+        return wait_while(self._context, lambda: not self._open, timeout, self.link)
 
 
 # Who calls
@@ -386,3 +399,95 @@ class Waitable:
         if timeout is None and in_coroutine():
             return asynchronously(*args)
         return blocking(*args, timeout)
+
+
+# What has an owner: cycles of such waits can be known
+
+
+_refusing_lock = threading.Lock()       # a leaf
+_refusing = 0                           # under _refusing_lock: blocks of deadlocks_refused(); looked at without
+
+
+@contextlib.contextmanager
+def deadlocks_refused() -> Iterator[None]:
+    """In the block, a wait for a Mutex or RwLock that closes a cycle raises WouldDeadlock, in every thread.
+
+    Outside it does so in coroutines of a loop in debug mode only; elsewhere homeloop.testing.snapshot() tells of the
+    cycle. Waits of the runtime itself (call, result, await, workers, the big lock) always raise.
+    """
+    global _refusing
+    with _refusing_lock:
+        _refusing += 1
+    try:
+        yield
+    finally:
+        with _refusing_lock:
+            _refusing -= 1
+
+
+class OwnerWait:
+    """A place in the line for what somebody owns, as a link of the wait graph."""
+
+    __slots__ = ("__weakref__", "asked", "refuses", "waiter")
+
+    passes_cancel = None                        # a waiter that is cancelled leaves the line
+
+    def __init__(self, asked: Owned, waiter: Waiter, debug: bool) -> None:
+        self.asked = asked
+        self.waiter = waiter
+        self.refuses = debug or _refusing > 0
+
+    def pending(self) -> bool:
+        return not self.waiter.granted
+
+    def needs(self) -> Sequence[Hop | AnyOf]:
+        needs: list[Hop | AnyOf] = []
+        for owner in self.asked._owners_that_keep_out(self.waiter):
+            needs += needs_of_owner(owner, ", held by {}")
+        for other in self.asked._before(self.waiter):
+            needs += needs_of_owner(other.owner, ", where {} stands before it")
+        return needs
+
+    def sought(self) -> str:
+        return f"{self.waiter.reason} of {self.asked!r}"
+
+
+class Owned(Waitable):
+    """A primitive that has owners. It says who waits for whom; the asked methods take no lock and may see it move."""
+
+    __slots__ = ()
+
+    def _owners_that_keep_out(self, waiter: Waiter) -> list[Any]:
+        """Whose release the waiter needs."""
+        raise NotImplementedError
+
+    def _before(self, waiter: Waiter) -> list[Waiter]:
+        """Who in the line must go first, and may hold it up."""
+        return []
+
+    async def _sleep(self, waiter: LoopWaiter) -> None:
+        link = OwnerWait(self, waiter, waiter._loop.get_debug())
+        count_owner_wait(1)
+        try:
+            try:
+                me = begin_await(link)
+            except BaseException:
+                self._leave(waiter)
+                raise
+            try:
+                await super()._sleep(waiter)
+            finally:
+                end_await(me)
+        finally:
+            count_owner_wait(-1)
+
+    def _block(self, waiter: ThreadWaiter, timeout: float | None) -> bool:
+        if timeout is not None:                 # it ends by itself
+            return super()._block(waiter, timeout)
+        waiter.link = OwnerWait(self, waiter, False)
+        count_owner_wait(1)
+        try:
+            return super()._block(waiter, timeout)
+        finally:
+            waiter.link = None
+            count_owner_wait(-1)

@@ -1,9 +1,10 @@
 """What users need to test code that is built on homeloop: a clock that jumps, a forced order, leaks, lost wakes,
-the contract of a driver.
+deadlocks, the contract of a driver.
 
 docs/testing.md has an example of each.
 """
 
+from homeloop.sync.waiting import deadlocks_refused
 from homeloop.testing.drivers import DriverReport, check_driver
 from homeloop.testing.jumping import JumpingLoop, run_jumping
 from homeloop.testing.leaks import leak_check
@@ -17,6 +18,7 @@ __all__ = [
     "Sequencer",
     "SoakReport",
     "check_driver",
+    "deadlocks_refused",
     "leak_check",
     "lost_wake_soak",
     "run_jumping",
