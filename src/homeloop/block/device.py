@@ -150,6 +150,7 @@ class Device:
         self.can_fua = self.can_flush
         self.can_trim = self.can_write and self._trim is not None
         self.can_write_zeroes = self.can_write              # emulated if need be
+        self.can_resize = self.can_write and self._resize is not None
         self.can_fast_zero = self.can_write and has_option(self._write_zeroes, "fast")
         self.can_cache = self._cache is not None
         # Without writes the promise is empty, and kept (NBD X7).

@@ -66,6 +66,12 @@ class FaultFilter(Funnel):
             return at_once(self._uncrashed(answer)) if asyncio.iscoroutine(answer) else answer
         return at_once(self._suffered(request, met))
 
+    async def resize(self, size: int) -> None:
+        before = self.size
+        await super().resize(size)
+        if self._volatile is not None and size < before:
+            self._volatile.cut(size, before - size)
+
     def _uncrashed(self, answer: Any) -> Steps[Any]:
         """An answer that comes after a crash does not come."""
         crashes = self.faults.crashes.count

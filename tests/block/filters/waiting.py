@@ -52,6 +52,11 @@ class Waiting:
         await self._pass("write_zeroes", offset, length)
         self.memory.write_zeroes(offset, length, may_trim=may_trim)
 
+    async def resize(self, size: int) -> None:
+        await self._pass("resize", 0, size)
+        self.memory.resize(size)
+        self.size = size
+
     async def extents(self, offset: int, length: int) -> Iterator[tuple[int, bool, bool]]:
         await self._pass("extents", offset, length)
         return self.memory.extents(offset, length)

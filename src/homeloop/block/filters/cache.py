@@ -91,6 +91,12 @@ class Cache(Filter):
     def extents(self, offset: int, length: int) -> Answer[list[Extent]]:
         return at_once(self._telling(offset, length))
 
+    async def resize(self, size: int) -> None:
+        """Write back what is dirty, resize what is below, and begin anew: the last block may be another."""
+        answer = at_once(self._resized(size))
+        assert answer is not None, "Device.resize() is a coroutine"
+        await answer
+
     async def close(self) -> None:
         """Write back what is dirty, then close the driver below, also if that failed. Raises the first failure."""
         failed: BlockError | None = None
@@ -167,6 +173,17 @@ class Cache(Filter):
     def _flushing(self) -> Steps[None]:
         yield from self._cleaning(0, self._numbers(0, self.size)[1])
         yield self.inner.flush()
+
+    def _resized(self, size: int) -> Steps[None]:
+        everything = max(self._numbers(0, self.size)[1], self._numbers(0, size)[1])
+        claim = yield from self._claims.take(0, everything)
+        try:
+            for number in sorted(self._blocks):
+                yield from self._clean(number)
+            yield super().resize(size)
+            self._blocks.clear()
+        finally:
+            self._claims.give(claim)
 
     def _dropping(self, offset: int, length: int, ask: partial[Answer[None]]) -> Steps[None]:
         """A change whose data we do not have: what is dirty at its edges goes below first, then all is forgotten."""

@@ -256,6 +256,7 @@ class Cow(Filter):
         if not self._over.can_flush:
             setattr(self, "flush", None)                                # noqa: B010 - see Filter
         setattr(self, "write_fua", None)                                # noqa: B010 - write, then flush
+        setattr(self, "resize", None)                                   # noqa: B010 - two devices, and a table
         setattr(self, "write_zeroes", self._never_fast)                 # noqa: B010
         self.read_only = False
         self.multi_conn = self._over.can_multi_conn

@@ -27,6 +27,7 @@ class Offset(Filter):
             raise UsageError(f"a window of {size} bytes at {offset} is not in blocks of {minimum} bytes")
         self.offset = offset
         self.size = size
+        setattr(self, "resize", None)                       # noqa: B010 - it is where it is
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.size} bytes at {self.offset} of {self.inner!r}>"

@@ -48,6 +48,7 @@ class Filter:
             "trim": inner.can_trim,
             "write_zeroes": inner.can_write_zeroes,
             "cache": inner.can_cache,
+            "resize": inner.can_resize,
         }
         for name, is_offered in offered.items():
             if not is_offered:
@@ -78,6 +79,12 @@ class Filter:
 
     def extents(self, offset: int, length: int) -> Answer[list[Extent]]:
         return self.inner.extents(offset, length)
+
+    async def resize(self, size: int) -> None:
+        try:
+            await self.inner.resize(size)
+        finally:
+            self.size = self.inner.size
 
     async def close(self) -> None:
         await self.inner.close()

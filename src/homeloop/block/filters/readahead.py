@@ -66,6 +66,11 @@ class Readahead(Filter):
         ask = partial(self.inner.write_zeroes, offset, length, may_trim=may_trim, fast=fast)
         return at_once(self._changing(ask))
 
+    async def resize(self, size: int) -> None:
+        self._forget()
+        await super().resize(size)
+        self._forget()
+
     def _held(self, offset: int, length: int) -> BytesLike | None:
         start = offset - self._start
         if start < 0 or start + length > len(self._data):

@@ -32,7 +32,7 @@ from homeloop.block.filters.retry import Retry
 from homeloop.block.sizes import parse_size
 from homeloop.errors import UsageError
 
-__all__ = ["FilterSpec", "apply_filters", "parse_filter"]
+__all__ = ["FilterSpec", "apply_filters", "option_names", "parse_filter"]
 
 Read = Callable[[str], Any]
 _TIME: Final = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,9})?)(us|ms|s|m)?")
@@ -186,3 +186,8 @@ def _finished(made: Any) -> Any:
     if isinstance(found[0], Exception):
         raise found[0]
     return found[0]
+
+
+def option_names() -> dict[str, list[str]]:
+    """The filters that parse_filter() knows, each with the names of its options."""
+    return {name: list(kind.options) for name, kind in _KINDS.items()}
