@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homeloop.errors import PeerError
-from homeloop.nbd.handshake import Agreed, Ended, ExportInfo, Handshake, HandshakeLimits, Negotiated
+from homeloop.nbd.handshake import Agreed, Ended, ExportInfo, Handshake, HandshakeLimits, Negotiated, TlsMode
 from homeloop.nbd.protocol import TransmissionFlag
 from tests.nbd import wire
 from tests.nbd.wire import OptionAnswer
@@ -28,9 +28,15 @@ LIMITS = HandshakeLimits(options_max=20, option_bytes_max=8192, skip_bytes_max=1
 class Talk:
     """One handshake, and all that came out of it."""
 
-    def __init__(self, exports: dict[str, ExportInfo] | None = None, flags: bytes | None = None) -> None:
-        self.handshake = Handshake(BOTH if exports is None else exports, limits=LIMITS)
+    def __init__(
+        self,
+        exports: dict[str, ExportInfo] | None = None,
+        flags: bytes | None = None,
+        tls: TlsMode = TlsMode.NONE,
+    ) -> None:
+        self.handshake = Handshake(BOTH if exports is None else exports, limits=LIMITS, tls=tls)
         self.sent = b""
+        self.secure = 0     # how often TLS has begun
         self.end: Negotiated | Ended | None = None
         self.say(wire.client_flags() if flags is None else flags)
 
@@ -48,6 +54,7 @@ class Talk:
             while (turn := self.handshake.next_turn()) is not None:
                 self.sent += turn.data
                 self.end = turn.end
+                self.secure += turn.starttls
 
     def say_kinds(self, *chunks: bytes) -> list[int]:
         return [answer.kind for answer in self.say(*chunks)]

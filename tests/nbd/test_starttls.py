@@ -23,7 +23,7 @@ from homeloop.errors import BlockError, PeerError, UsageError
 from homeloop.nbd.client import connect
 from homeloop.nbd.client_handshake import ClientHandshake, ClientTurn, Refused
 from homeloop.nbd.credentials import TlsCredentials
-from homeloop.nbd.handshake import Agreed, Ended, Handshake, Negotiated, TlsMode
+from homeloop.nbd.handshake import Agreed, Ended, Negotiated, TlsMode
 from homeloop.nbd.server import Server, ServerLimits
 from homeloop.nbd.serving import serve
 from homeloop.nbd.tls import TlsSocket
@@ -44,22 +44,8 @@ HELLO = b"NBDMAGICIHAVEOPT\0\3"
 class TlsTalk(Talk):
     """One handshake with a server that has TLS."""
 
-    secure = 0      # how often it has begun
-
     def __init__(self, mode: TlsMode) -> None:
-        super().__init__()
-        self.handshake = Handshake({"disk": DISK, "other": OTHER, "secret": SECRET}, tls=mode)
-        self.say(wire.client_flags())
-
-    def feed(self, chunks: Any) -> None:
-        for chunk in chunks:
-            if self.end is not None:
-                return
-            self.handshake.feed(chunk)
-            while (turn := self.handshake.next_turn()) is not None:
-                self.sent += turn.data
-                self.end = turn.end
-                self.secure += turn.starttls
+        super().__init__({"disk": DISK, "other": OTHER, "secret": SECRET}, tls=mode)
 
     def begin_tls(self) -> None:
         assert self.say_kinds(STARTTLS) == [wire.ACK]
@@ -206,7 +192,7 @@ def test_t8_a_reply_that_is_none() -> None:
 # Servers that run
 
 
-pytestmark_tls = pytest.mark.foreign("openssl")
+needs_openssl = pytest.mark.foreign("openssl")
 
 
 @asynccontextmanager
@@ -246,7 +232,7 @@ async def started(folder: Path, credentials: TlsCredentials) -> TlsSocket:
     return secure
 
 
-@pytestmark_tls
+@needs_openssl
 def test_t3_t12_served_at_the_exports_home(certificates: Certificates, tmp_path: Path) -> None:
     """The session begins in the server's context and goes on in another thread; data both ways, large and small."""
     async def main() -> None:
@@ -269,7 +255,7 @@ def test_t3_t12_served_at_the_exports_home(certificates: Certificates, tmp_path:
     run(main())
 
 
-@pytestmark_tls
+@needs_openssl
 def test_t6_selective(certificates: Certificates, tmp_path: Path) -> None:
     async def main() -> None:
         credentials = TlsCredentials.for_server(certificates.all)
@@ -299,7 +285,7 @@ async def _gone(server: Server) -> None:
     await until(lambda: not (server.statistics().handshakes or server.statistics().connections))
 
 
-@pytestmark_tls
+@needs_openssl
 @pytest.mark.parametrize("garbage", [
     b"GET / HTTP/1.1\r\n\r\n" + bytes(100), wire.info(wire.GO, "open"), b"\x16\x03\x01\x02\x00" + bytes(512),
     b"\x15\x03\x03\x00\x02\x02\x28", b"\xff" * 70000,
@@ -326,7 +312,7 @@ def test_t4_t14_a_failed_handshake_ends_the_session(
     assert "the TLS handshake failed" in caplog.text
 
 
-@pytestmark_tls
+@needs_openssl
 def test_t14_o9_injected_options_are_never_heard(certificates: Certificates, tmp_path: Path) -> None:
     """CVE-2021-3716: in one segment with STARTTLS."""
     async def main() -> None:
@@ -354,7 +340,7 @@ def test_t14_o9_injected_options_are_never_heard(certificates: Certificates, tmp
     run(main())
 
 
-@pytestmark_tls
+@needs_openssl
 def test_the_time_of_the_handshake_covers_tls(
     certificates: Certificates, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -372,7 +358,7 @@ def test_the_time_of_the_handshake_covers_tls(
     assert "no handshake in 0.3 s" in caplog.text
 
 
-@pytestmark_tls
+@needs_openssl
 def test_o5_f1_the_server_closes_tls_before_the_socket(certificates: Certificates, tmp_path: Path) -> None:
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -393,7 +379,7 @@ def test_o5_f1_the_server_closes_tls_before_the_socket(certificates: Certificate
     run(main())
 
 
-@pytestmark_tls
+@needs_openssl
 def test_what_is_decrypted_does_not_get_stuck(certificates: Certificates, tmp_path: Path) -> None:
     """More requests in one record than the server looks at in one turn, and no byte more on the socket."""
     async def main() -> None:
@@ -417,7 +403,7 @@ def test_what_is_decrypted_does_not_get_stuck(certificates: Certificates, tmp_pa
     run(main())
 
 
-@pytestmark_tls
+@needs_openssl
 def test_client_certificates(certificates: Certificates, tmp_path: Path) -> None:
     async def main() -> None:
         credentials = TlsCredentials.for_server(certificates.all, verify_peer=True)
@@ -439,7 +425,7 @@ def test_client_certificates(certificates: Certificates, tmp_path: Path) -> None
     run(main())
 
 
-@pytestmark_tls
+@needs_openssl
 def test_t9_the_client_wants_the_right_server(certificates: Certificates) -> None:
     async def main() -> None:
         credentials = TlsCredentials.for_server(certificates.all)
@@ -465,7 +451,7 @@ def test_t9_the_client_wants_the_right_server(certificates: Certificates) -> Non
     run(main())
 
 
-@pytestmark_tls
+@needs_openssl
 def test_t10_nbds_means_tls_or_nothing(certificates: Certificates, tmp_path: Path) -> None:
     tls = TlsCredentials.for_client(certificates.all)
 
@@ -490,7 +476,7 @@ async def _connected(make: Callable[[], Awaitable[Any]]) -> Any:
     return await make()
 
 
-@pytestmark_tls
+@needs_openssl
 def test_a_server_that_changes_a_byte_on_the_way(certificates: Certificates, tmp_path: Path) -> None:
     """Whoever is between the two: the client's requests fail, the server ends that connection, and both say why."""
     async def main() -> None:
@@ -538,7 +524,7 @@ def test_pre_shared_keys(tmp_path: Path) -> None:
 
 
 @has_psk
-@pytestmark_tls
+@needs_openssl
 def test_a_server_without_the_key_is_not_believed_its_certificate(
     certificates: Certificates, tmp_path: Path
 ) -> None:
