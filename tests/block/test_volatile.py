@@ -227,3 +227,21 @@ def test_any_changes_are_a_bytearray(seed: int) -> None:
             assert medium == seen
             assert (len(volatile), volatile.data_bytes) == (0, 0)
     assert bytes(volatile.seen(0, medium)) == seen
+
+
+def test_what_no_rule_is_about_ends_with_the_crash_too() -> None:
+    async def main() -> None:
+        faults = Faults()
+        driver = Waiting(SIZE)
+        device = Device(faults.over(driver))
+        driver.held.add("read")
+        task = asyncio.ensure_future(finish(device.read(0, 1)))
+        await turns()
+        faults.crash()
+        faults.recover()
+        await driver.hold_no_more()
+        with pytest.raises(BlockError, match="has crashed"):
+            await task
+        await device.close()
+
+    asyncio.run(main())

@@ -68,6 +68,24 @@ def test_what_else_is_in_flight_runs_to_its_end() -> None:
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("kind", ["read", "flush"])
+def test_nothing_behind_it_is_asked_of_the_device(kind: str) -> None:
+    async def main() -> None:
+        faults = Faults()
+        memory = Memory(SIZE)
+        device = Device(faults.over(memory))
+        faults.on(kind).drop()
+        dropped = read(1, 0) if kind == "read" else wire.request(wire.FLUSH, 1)
+        async with talk(None, device=device) as it:
+            await it.client.send(dropped + wire.request(wire.WRITE, 2, 0, 4) + b"data" + read(3, 0))
+            assert await it.client.ended() == b""
+            assert await it.end() is None
+        assert (faults.count("write"), faults.count()) == (0, 1)
+        assert memory.read(0, 4) == bytes(4)
+
+    asyncio.run(main())
+
+
 def test_a_program_gets_an_error() -> None:
     async def main() -> None:
         class Cuts(Memory):
