@@ -215,6 +215,16 @@ class BigLock:
                 # Under the mutex: the waiter may time out, withdraw and be gone right behind it.
                 waiter.gate.release()
 
+    def left_behind(self, name: str) -> None:
+        """The thread that holds it ends without having let go, in its last act: hand it over, and say so.
+
+        Whoever waits for it would wait for ever, and the next thread with the same ident would pass for the holder.
+        """
+        self.hand_over()
+        self.context.try_post(self.context.report, {
+            "message": f"thread {name!r} ended while it held the big lock of {self.context.name}; it was handed on"
+        })
+
     def orphan(self) -> None:
         """In a forked child: nobody holds or waits."""
         self._mutex = self.context.lock

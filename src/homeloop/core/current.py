@@ -7,6 +7,7 @@ lock second, None last. What a thread is, is registered by the thread itself, ne
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,7 +15,28 @@ if TYPE_CHECKING:
     from homeloop.core.context import AioContext
     from homeloop.core.runtime import Runtime
 
-__all__ = ["ThreadState", "current_context", "thread"]
+__all__ = ["ThreadState", "at_thread_end", "current_context", "thread"]
+
+get_ident = threading.get_ident
+
+# Called with its name in each thread that has asked where it is, as its last act. Appended to while modules load.
+at_thread_end: list[Callable[[str], None]] = []
+
+
+class _LastAct:
+    """Goes when the state of its thread goes: that is how the end of any thread is noticed, whoever started it."""
+
+    __slots__ = ("ident", "name")
+
+    def __init__(self) -> None:
+        self.ident = get_ident()
+        # Noted now: a thread that ends is forgotten by `threading` before its state goes.
+        self.name = next((known.name for known in threading.enumerate() if known.ident == self.ident), str(self.ident))
+
+    def __del__(self) -> None:
+        if get_ident() == self.ident:           # else a forked child, or the interpreter's end, clears up after others
+            for act in at_thread_end:
+                act(self.name)
 
 
 class ThreadState(threading.local):
@@ -28,6 +50,7 @@ class ThreadState(threading.local):
     def __init__(self) -> None:             # called once per thread
         self.guards: list[list[Any]] = []   # `with big_lock:` that locked: the lock, who it was for, how deep
         self.suspended: dict[BigLock, object] = {}      # what we ran when we let a big lock go in the middle
+        self.last_act = _LastAct()
         self.pool_of: AioContext | None = None      # whose worker this thread is
         self.waits = 0                      # synchronous waits around us
         self.sleeps: list[Any] = []         # waits of ours that others may look at: weak, see waitgraph

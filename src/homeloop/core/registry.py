@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from homeloop.core.current import thread
+from homeloop.core.current import at_thread_end, thread
 from homeloop.errors import NoRuntime
 
 if TYPE_CHECKING:
@@ -37,6 +37,17 @@ def forget_all() -> None:
     global _lock
     _lock = threading.Lock()
     _runtimes.clear()
+
+
+def _take_locks_back(name: str) -> None:
+    """The calling thread ends: no big lock may stay with it (see BigLock.left_behind)."""
+    for runtime in _runtimes[:]:         # others may change it meanwhile
+        lock = runtime._big_lock
+        if lock is not None and lock.held():
+            lock.left_behind(name)
+
+
+at_thread_end.append(_take_locks_back)
 
 
 def runtime_of_this_thread() -> Runtime | None:

@@ -266,8 +266,8 @@ def _check_may_wait(target: AioContext) -> AioContext | None:
     here = current_context()
     if here is not None and here.home is None:
         make = type(here.loop).__module__
-        raise WouldDeadlock(f"{here.name} runs a {make} loop: a wait in its thread would stop it for good, for nested "
-                            f"polls need homeloop's own loop; use `await`")
+        raise WouldDeadlock(f"{here.name} runs a {make} loop: a wait for {target.name} in its thread would stop it for "
+                            f"good, for nested polls need homeloop's own loop; use `await`")
     if here is None or here is target or here.is_main():
         return here
     raise WouldDeadlock(f"thread {threading.current_thread().name!r} is at home in {here.name} and would wait for "
