@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import re
 import threading
@@ -457,7 +458,7 @@ def test_rule11_a_call_that_times_out_and_could_never_end(world: World) -> None:
         assert me is not None
         await homeloop.to_worker(job, me)
 
-    with pytest.raises(asyncio.CancelledError):
+    with contextlib.suppress(asyncio.CancelledError):       # unless the refusal was back before the cancellation
         world.own.spawn(asks(), name="asker").result(LIMIT_S)
     [text] = refusals
     assert "waits for <Coroutine asker " in text
