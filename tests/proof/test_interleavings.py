@@ -151,7 +151,7 @@ class SteppedEpoll:
     def __init__(self, run: Stepping, real: Any) -> None:
         self._run = run
         self._real = real
-        self.register = real.register
+        self.register, self.unregister = real.register, real.unregister
 
     def poll(self, timeout: float | None = None, maxevents: int = -1) -> Any:
         if timeout is None or timeout < 0:

@@ -68,7 +68,8 @@ class BigLock:
         self._waiters: deque[_Waiter] = deque()         # under _mutex, longest wait first
         # The main loop's: an async generator that a holder begins is the loop's to close.
         self.asyncgen_hooks: tuple[Any, Any] = (None, None) if context.home is None else context.home.asyncgen_hooks()
-        self._outer: Any = None                         # a holder's that is not the home: what release() restores
+        # Holder's, who is not the home: what release() restores. Who gives way in between keeps his own.
+        self._outer: Any = None
         self._waits = 0                                 # under _mutex: acquires that had to wait
         self._acquires = 0                              # holder's: acquires by other threads than the home
 
@@ -224,6 +225,13 @@ class BigLock:
         self.context.try_post(self.context.report, {
             "message": f"thread {name!r} ended while it held the big lock of {self.context.name}; it was handed on"
         })
+
+    def give_way(self, me: int) -> None:
+        """Let those who wait now go first. Holder only."""
+        outer = self._outer             # they use it, too
+        self.hand_over()
+        self.take_back(me)
+        self._outer = outer
 
     def orphan(self) -> None:
         """In a forked child: nobody holds or waits."""

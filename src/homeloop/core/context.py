@@ -42,8 +42,6 @@ T = TypeVar("T")
 get_ident = threading.get_ident
 copy_context = contextvars.copy_context
 
-_NO_THREAD = -1         # no thread's ident
-
 # Wakes that one entry may run before the loop goes round: more than the longest chain anybody was promised
 # (25,000), few enough that two coroutines which wake each other for ever do not starve I/O and the big lock.
 CHAIN_MAX = 32_768
@@ -180,9 +178,9 @@ class AioContext:
         """Run coro here and wait for it, from synchronous code; return its result or raise its exception.
 
         On the main context, from a thread without a context: coro is driven in the calling thread, under the
-        big lock, until it waits for something that is not ready. From elsewhere as rule 11 has it, else
-        WouldDeadlock. The caller's contextvars are visible to coro. After `timeout` seconds, or by Ctrl-C,
-        coro is cancelled and waited for; then TimeoutError or KeyboardInterrupt.
+        big lock; while it waits for something, this thread serves the loop if the home sleeps. From elsewhere
+        as rule 11 has it, else WouldDeadlock. The caller's contextvars are visible to coro. After `timeout`
+        seconds, or by Ctrl-C, coro is cancelled and waited for; then TimeoutError or KeyboardInterrupt.
         """
         mine = thread.context
         caller = mine or current_context()
@@ -196,7 +194,7 @@ class AioContext:
             try:
                 waiting.drive(self, self.gate, co, end)
             except BaseException:
-                co.cancel()
+                waiting.give_up_driven(co)
                 raise
             if co.done():
                 return co.outcome()
@@ -540,7 +538,7 @@ class AioContext:
         if self.gate is not None:
             self.gate.orphan()
         if self.home is not None:
-            self.home.home_ident = _NO_THREAD
+            self.home.orphan()
 
     # -- inside ----------------------------------------------------------------------------------------
 

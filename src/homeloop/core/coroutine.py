@@ -164,6 +164,10 @@ class Coroutine(Generic[T]):
         """Where it is now; another thread may move it right behind the answer."""
         return self._state
 
+    def is_suspended(self) -> bool:
+        """Is it parked, or does it await something?"""
+        return self._state is _PARKED or self._state is _WAITING
+
     def done(self) -> bool:
         """Has it ended: returned, raised or been cancelled?"""
         return self._state is _DONE

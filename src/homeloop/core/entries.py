@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from homeloop.core.context import AioContext
 
-__all__ = ["Call", "Calls", "RunWakes", "SingleCall"]
+__all__ = ["NOTHING", "Call", "Calls", "Raise", "RunWakes", "SingleCall"]
 
 Call = tuple[Callable[..., object], tuple[Any, ...], contextvars.Context]
 
@@ -70,3 +70,29 @@ class RunWakes:
         self._context.run_wakes()
 
     __call__ = _run
+
+
+class Raise:
+    """A ready-queue entry that raises, at home, what was meant for the home."""
+
+    _cancelled = False
+    _source_traceback = None
+
+    def __init__(self, exc: BaseException) -> None:
+        self._exc = exc
+
+    def _run(self) -> None:
+        raise self._exc
+
+
+class _Nothing:
+    """A ready-queue entry that does nothing: makes the next sleep one of 0."""
+
+    _cancelled = False
+    _source_traceback = None
+
+    def _run(self) -> None:
+        pass
+
+
+NOTHING = _Nothing()

@@ -100,7 +100,7 @@ class Inbox:
             self.closed = True              # its owner closed it without telling us
             raise self.refusal()
         self.entries.append(entry)
-        if self._sleepers and not self._kicked:
+        if self._sleepers and not self._kicked:     # kick_locked(), less a call on the hot path
             # Under the lock on purpose: outside it, the home could end and close the file
             # descriptor between our append and our kick.
             self._kicked = True
@@ -117,10 +117,8 @@ class Inbox:
     def notify(self) -> None:                       # any thread
         """End a sleep of the home, if it sleeps; nothing is queued."""
         with self.lock:
-            if self._sleepers and not self._kicked and not self.closed:
-                self._kicked = True
-                self.kicks += 1
-                self._kick()
+            if not self.closed:
+                self.kick_locked()
 
     def begin_sleep(self) -> bool:                  # home thread, or who stands in for it
         """Announce a sleep. False: there is work, do not sleep (and do not call end_sleep)."""
@@ -149,10 +147,27 @@ class Inbox:
                 return
             self._kicked = False
 
-    def kick_is_owed(self) -> bool:                 # home thread, behind close()
-        """Was a kick decided on that was not taken back? Wait for it before its way is closed."""
+    def kick_is_owed(self) -> bool:                 # any thread
+        """Was a kick decided on that was not taken back? The home waits for it before it closes its way."""
         with self.lock:
             return self._kicked
+
+    def leave_out_locked(self) -> None:             # lock held, a thread sleeps
+        """One of those that sleep is out of reach of a kick, also of one that is on its way."""
+        self._sleepers -= 1
+
+    def count_again_locked(self) -> None:           # lock held
+        """It can be kicked again: now, if something has come meanwhile."""
+        self._sleepers += 1
+        if self.entries:
+            self.kick_locked()
+
+    def kick_locked(self) -> None:                  # lock held; the loop is not closed
+        """End a sleep, whatever its reason."""
+        if self._sleepers and not self._kicked:
+            self._kicked = True
+            self.kicks += 1
+            self._kick()
 
     def serve_foreign(self, loop_is_closed: Callable[[], bool]) -> None:
         """For a loop of another make: it does not say when it sleeps, so the first put of a batch kicks; nor

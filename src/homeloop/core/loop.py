@@ -34,6 +34,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, TypeVarTuple
 
 from homeloop.core.current import thread
+from homeloop.core.driving import Driving
+from homeloop.core.entries import NOTHING
+from homeloop.core.futures import Future
 from homeloop.core.inbox import Inbox
 from homeloop.core.polling import AdaptivePolling
 from homeloop.core.selector import IN, OUT, HomeSelector
@@ -46,7 +49,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DIRECT",
-    "Future",
     "HomeLoop",
     "current_task",
     "enter_task",
@@ -80,14 +82,11 @@ current_task: Callable[[asyncio.AbstractEventLoop], asyncio.Task[Any] | None] = 
 # it stands: it has _run() and _cancelled, and enters a Context of its own. Saves the Handle.
 DIRECT = contextvars.Context()
 
-_set_result = asyncio.Future.set_result
-_set_exception = asyncio.Future.set_exception
-_cancel = asyncio.Future.cancel
-
 KICK_COMES_WITHIN_S = 5.0           # from a thread that decided on it to its next line
 
 _base: Any = base_events
 _FAR = float("inf")
+_NO_THREAD = -1         # no thread's ident
 _CALLS = "use context.post(), context.spawn() or loop.call_soon_threadsafe() from other threads"
 
 
@@ -123,36 +122,6 @@ def take_awaited(yielded: Any) -> bool | None:
     return None if blocking is None else False
 
 
-class Future(asyncio.Future[Any]):
-    """An asyncio future that only its loop's home may settle (rule 17).
-
-    asyncio's own lets any thread change it and then never wakes the waiter.
-    """
-
-    __slots__ = ()
-
-    def set_result(self, result: Any, /) -> None:
-        """Settle with a result. Home thread (or big lock); WrongThread elsewhere, nothing changed."""
-        loop: Any = self._loop
-        if get_ident() != loop.home_ident:
-            loop.check_home("Future.set_result")
-        _set_result(self, result)
-
-    def set_exception(self, exception: Any, /) -> None:
-        """Settle with an exception. Home thread (or big lock); WrongThread elsewhere, nothing changed."""
-        loop: Any = self._loop
-        if get_ident() != loop.home_ident:
-            loop.check_home("Future.set_exception")
-        _set_exception(self, exception)
-
-    def cancel(self, msg: Any = None) -> bool:
-        """Cancel. Home thread (or big lock); WrongThread elsewhere, nothing changed."""
-        loop: Any = self._loop
-        if get_ident() != loop.home_ident:
-            loop.check_home("Future.cancel")
-        return _cancel(self, msg)
-
-
 class HomeLoop(asyncio.SelectorEventLoop):
     """asyncio's selector loop with a home: ownership checks, an inbox, re-entrant iterations.
 
@@ -161,7 +130,10 @@ class HomeLoop(asyncio.SelectorEventLoop):
     """
 
     # Slots: beside asyncio's own attributes these would be too many for CPython to find them fast.
-    __slots__ = ("_iteration", "_kick_fd", "_polls", "context", "gate", "home_ident", "inbox", "sleeps_until", "turns")
+    __slots__ = (
+        "_careful", "_drive_s", "_iteration", "_kick_fd", "_polls", "context", "gate", "home_ident", "inbox",
+        "sleeps_until", "turns",
+    )
 
     # asyncio's own, see the module's text; all for the home, or who holds the big lock
     _ready: deque[Any]
@@ -190,6 +162,8 @@ class HomeLoop(asyncio.SelectorEventLoop):
         self.sleeps_until = 0.0                                 # big lock: till when a sleep without it lasts
         self.turns = 0                                          # home: entries run, without those that do not count
         self._polls = 0                                         # home: poll()s on the stack
+        self._careful = 0                                       # home: ... and drives
+        self._drive_s: float | None = None                      # big lock: how long who drives may sleep
         self._iteration = 0                                     # home: iterations begun
         self._kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if hasattr(os, "eventfd") else -1
         self.inbox = Inbox(context.name, self._kick, self._settle)
@@ -255,8 +229,8 @@ class HomeLoop(asyncio.SelectorEventLoop):
         handle: Any = events.Handle(callback, args, self, context)
         if handle._source_traceback:
             del handle._source_traceback[-1]
-        me = get_ident()
-        if (me == self.home_ident or (self.gate is not None and self.gate._holder == me)) and not self.inbox.sleeping():
+        me, gate = get_ident(), self.gate
+        if gate._holder == me if gate is not None else me == self.home_ident and not self.inbox.sleeping():
             # In turn with what call_soon queues. Asleep at home means: in a signal handler.
             self._ready.append(handle)
         else:
@@ -328,10 +302,18 @@ class HomeLoop(asyncio.SelectorEventLoop):
 
     def polling_statistics(self) -> PollingStatistics | None:
         """Does it pay? Any thread."""
-        polling = self._selector.polling
-        if polling is None:
-            return None
-        return PollingStatistics(polling.maximum, polling.duration, polling.hits, polling.misses)
+        polling = getattr(self._selector, "polling", None)      # a closed loop has no selector
+        return None if polling is None else polling.statistics()
+
+    @property
+    def driving(self) -> Driving | None:            # big lock
+        """Who else may serve the loop; None where it cannot be driven."""
+        return self._selector.driving
+
+    def orphan(self) -> None:
+        """In a forked child: the home and who drove are threads of the parent."""
+        self.home_ident = _NO_THREAD
+        self._selector.orphan()
 
     # -- entries -------------------------------------------------------------------------------------
 
@@ -409,14 +391,37 @@ class HomeLoop(asyncio.SelectorEventLoop):
         before = self.turns
         if not blocking:
             # As if something were ready: the sleep is one of 0.
-            self._ready.append(_NOTHING)
+            self._ready.append(NOTHING)
             self.turns -= 1
         self._polls += 1
+        self._careful += 1
         try:
             self._run_once()
         finally:
+            self._careful -= 1
             self._polls -= 1
         return self.turns > before
+
+    def is_home_alone(self) -> bool:
+        """Is this the home's outermost iteration? Deeper ones wait for something of their own."""
+        return not self._polls and get_ident() == self.home_ident
+
+    def drive_once(self, co: Any, seconds: float) -> bool:      # big lock, a thread that drives
+        """One iteration for who waits for co. False: the loop is to stop, which its home must do."""
+        self._careful += 1
+        self._drive_s = seconds
+        try:
+            self._run_once()
+            if self._ready and not co.done():
+                self._run_ready_carefully()         # mostly co's step, behind its reader: not worth a look at epoll
+        finally:
+            self._careful -= 1
+            self._drive_s = None
+        return not (self._stopping or self.inbox.closed)
+
+    def end_iteration(self) -> None:
+        """What has not run yet runs in the next one. Home or big lock."""
+        self._iteration += 1
 
     def _run_once(self) -> None:
         """asyncio's iteration, re-entrant, and with an inbox.
@@ -440,8 +445,15 @@ class HomeLoop(asyncio.SelectorEventLoop):
         if timeout == 0:
             found = selector.glance()
         else:
-            # What note_next_timer() does. Who polls beside the sleeping home leaves no promise behind.
-            self.sleeps_until = scheduled[0]._when if scheduled and get_ident() == self.home_ident else _FAR
+            # What note_next_timer() does. Who polls beside the sleeping home leaves no promise behind; who drives
+            # leaves the home's as it is.
+            if get_ident() == self.home_ident:
+                self.sleeps_until = scheduled[0]._when if scheduled else _FAR
+            else:
+                if self._polls:
+                    self.sleeps_until = _FAR
+                if self._drive_s is not None:
+                    timeout = self._drive_s if timeout is None else min(timeout, self._drive_s)
             polling = selector.polling
             found = selector.sleep(timeout) if polling is None else selector.look_then_sleep(polling, timeout)
         if found:
@@ -455,8 +467,8 @@ class HomeLoop(asyncio.SelectorEventLoop):
                 handle = heapq.heappop(scheduled)
                 handle._scheduled = False
                 ready.append(handle)
-        if self._debug or self._polls:
-            self._run_ready_slowly()
+        if self._debug or self._careful:
+            self._run_ready_carefully()
             return
         self._iteration += 1
         iteration = self._iteration
@@ -472,8 +484,8 @@ class HomeLoop(asyncio.SelectorEventLoop):
                     break               # a nested iteration has run what was ready before it
         handle = None                   # a traceback may keep this frame, and with it what the last one held
 
-    def _run_ready_slowly(self) -> None:
-        """In debug mode: name the callbacks that take long. In a nested poll: bear entered contexts."""
+    def _run_ready_carefully(self) -> None:
+        """In debug mode: name the callbacks that take long. In a nested poll or a drive: bear entered contexts."""
         self._iteration += 1
         iteration = self._iteration
         for _ in range(len(self._ready)):
@@ -481,21 +493,27 @@ class HomeLoop(asyncio.SelectorEventLoop):
             if handle._cancelled:
                 continue
             self.turns += 1
-            if self._polls and isinstance(handle, events.Handle):
+            if self._careful and isinstance(handle, events.Handle):
                 _leave_entered(handle)
-            try:
-                self._current_handle = handle
-                start = self.time()
+            if self._debug:
+                self._run_timed(handle)
+            else:
                 handle._run()
-                took = self.time() - start
-                if self._debug and took >= self.slow_callback_duration:
-                    what = _base._format_handle(handle) if isinstance(handle, events.Handle) else repr(handle)
-                    _base.logger.warning("Executing %s took %.3f seconds", what, took)
-            finally:
-                self._current_handle = None
             if self._iteration != iteration:
                 break
         handle = None                   # as in _run_once
+
+    def _run_timed(self, handle: Any) -> None:
+        try:
+            self._current_handle = handle
+            start = self.time()
+            handle._run()
+            took = self.time() - start
+            if took >= self.slow_callback_duration:
+                what = _base._format_handle(handle) if isinstance(handle, events.Handle) else repr(handle)
+                _base.logger.warning("Executing %s took %.3f seconds", what, took)
+        finally:
+            self._current_handle = handle = None        # a traceback may keep this frame, too
 
     def _queue_found(self, found: Any) -> None:
         """Queue the handles of what is ready; asyncio's _process_events without its list."""
@@ -504,7 +522,9 @@ class HomeLoop(asyncio.SelectorEventLoop):
         for fd, event in found:
             key = keys.get(fd)
             if key is None:
-                continue                # the kick's, or gone meanwhile
+                if fd != self._kick_fd:
+                    self._selector.forget(fd)       # gone, or left behind by a Ctrl-C: it would come for ever
+                continue
             reader, writer = key.data
             if reader is not None and event & ~OUT:
                 if reader._cancelled:
@@ -566,16 +586,3 @@ def _leave_entered(handle: Any) -> None:
 
 def _nothing() -> None:
     pass
-
-
-class _Nothing:
-    """An entry that does nothing: makes the next sleep one of 0."""
-
-    _cancelled = False
-    _source_traceback = None
-
-    def _run(self) -> None:
-        pass
-
-
-_NOTHING = _Nothing()

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import sys
 
+from homeloop.core.statistics import PollingStatistics
+
 __all__ = ["POLL_MAX_NS", "AdaptivePolling", "default_poll_max_ns"]
 
 POLL_MAX_NS = 32_768            # QEMU's default for an IOThread
@@ -38,6 +40,10 @@ class AdaptivePolling:
         self.duration = 0               # of the next look
         self.hits = 0                   # looks that found work
         self.misses = 0                 # looks that a sleep followed
+
+    def statistics(self) -> PollingStatistics:
+        """Does it pay? Any thread."""
+        return PollingStatistics(self.maximum, self.duration, self.hits, self.misses)
 
     def learn(self, waited: int) -> None:
         """A wait is over that took `waited` ns, from the begin of the look to the work, asleep or not."""

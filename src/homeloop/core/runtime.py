@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
-import signal
 import threading
 from collections.abc import Coroutine as CoroutineABC
-from collections.abc import Iterator
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, TypeVar
 
 from homeloop.core import registry
 from homeloop.core.biglock import BigLock
 from homeloop.core.context import AioContext
 from homeloop.core.coroutine import Coroutine
-from homeloop.core.current import thread
 from homeloop.core.ending import end_context
+from homeloop.core.interrupts import ctrl_c_cancels
 from homeloop.core.iothread import ContextThread
 from homeloop.core.loop import running_loop
 from homeloop.errors import ContextClosed, UsageError, WrongState
@@ -134,7 +131,7 @@ class Runtime:
 
         co.when_done(ended)
         co.schedule()
-        with _ctrl_c_cancels(co) as interrupts:
+        with ctrl_c_cancels(co) as interrupts:
             main.loop.run_until_complete(done)
         if interrupts and co.cancelled() and co.uncancel() == 0:
             raise KeyboardInterrupt
@@ -160,29 +157,6 @@ class Runtime:
 
     def __repr__(self) -> str:
         return f"<Runtime {self.name} {'closed' if self._closed else 'open'} big_lock={self._with_big_lock}>"
-
-
-@contextlib.contextmanager
-def _ctrl_c_cancels(co: Coroutine[Any]) -> Iterator[list[int]]:
-    """In the block the first Ctrl-C cancels co, the next raise KeyboardInterrupt; yields the list of them."""
-    interrupts: list[int] = []
-
-    def on_sigint(signum: int, frame: FrameType | None) -> None:
-        interrupts.append(signum)
-        if len(interrupts) > 1 or thread.waits or not co.context.try_post(co.cancel):
-            raise KeyboardInterrupt     # waits: a call() inside main(), which the exception cancels and ends
-
-    if threading.current_thread() is not threading.main_thread() or (
-        signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
-        yield interrupts
-        return
-    signal.signal(signal.SIGINT, on_sigint)
-    try:
-        yield interrupts
-    finally:
-        if signal.getsignal(signal.SIGINT) is on_sigint:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def run(main: CoroutineABC[Any, Any, T], *, debug: bool | None = None, big_lock: bool = True) -> T:

@@ -26,7 +26,7 @@ class ContextStatistics:
     scheduled: int          # wakes and starts that were queued to the home
     kicks: int              # system calls that ended a sleep of the home
     posted: int             # posted callbacks that have run
-    calls_driven: int       # call(): ran to the end in the calling thread, no thread switch
+    calls_driven: int       # call(): ended in the calling thread, which served the loop meanwhile: no thread switch
     calls_handed_over: int  # call(): begun in the calling thread, ended at home
     coroutines: int         # suspended now
     polling: PollingStatistics | None       # None: adaptive polling is off

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from homeloop.core import waitgraph
+from homeloop.core import driving, waitgraph
 from homeloop.core.current import current_context, thread
 from homeloop.errors import WouldDeadlock, WrongThread
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from homeloop.core.coroutine import Coroutine
     from homeloop.core.loop import HomeLoop
 
-__all__ = ["drive", "finish_call", "forget_all", "kick", "wait_done", "wait_while"]
+__all__ = ["drive", "finish_call", "forget_all", "give_up_driven", "kick", "wait_done", "wait_while"]
 
 T = TypeVar("T")
 
@@ -84,18 +84,35 @@ def _drive_held(context: AioContext, home: HomeLoop, co: Coroutine[Any], end: fl
     if context.closed:                  # it ended while we waited for the lock
         co.abandon_unborn()
         raise context.inbox.refusal()
+    waits = False
     outer, context.driven = context.driven, co      # known only to us: registering it can wait until we let go
     try:
-        context.run_new(co)
-        while not co.done() and (end is None or time.monotonic() < end) and home.take_if_alone(co):
-            context.run_chain(co)
-        if co.done():
-            context.counters.calls_driven += 1
-        else:
+        driving.prepare_drive(home)
+        try:
+            context.run_new(co)
+            while not co.done() and (end is None or time.monotonic() < end) and home.take_if_alone(co):
+                context.run_chain(co)
+        finally:
+            context.driven = outer
+        waits = not co.done()
+        if waits:
             co.become_known()
-            context.counters.calls_handed_over += 1
+            driving.drive(home, co, end)
     finally:
-        context.driven = outer
+        driving.end_drive(home, waits)
+    if co.done():
+        context.counters.calls_driven += 1
+    else:
+        context.counters.calls_handed_over += 1
+
+
+def give_up_driven(co: Coroutine[Any]) -> None:
+    """_give_up() after drive() was left by an exception."""
+    if co.is_suspended():
+        with contextlib.suppress(WouldDeadlock):        # what came out of drive() must come out
+            _give_up(co)
+    else:                   # a Ctrl-C between two steps of ours: it may be in no queue any more
+        co.cancel()
 
 
 def finish_call(co: Coroutine[T], timeout: float | None) -> T:
@@ -106,15 +123,19 @@ def finish_call(co: Coroutine[T], timeout: float | None) -> T:
         co.cancel(str(refusal))         # what it awaits is cancelled too, and should know why
         raise
     except BaseException:
-        co.cancel()
         with contextlib.suppress(WouldDeadlock):        # Ctrl-C is what must come out
-            wait_done(co, None, cancelled=True)
+            _give_up(co)
         raise
     if not in_time:
-        co.cancel()
-        wait_done(co, None, cancelled=True)
+        _give_up(co)
         raise TimeoutError(f"{co!r} did not end within {timeout} s")
     return co.outcome()
+
+
+def _give_up(co: Coroutine[Any]) -> None:
+    """Cancel co and wait for it: it never goes on behind its caller's back."""
+    co.cancel()
+    wait_done(co, None, cancelled=True)
 
 
 def wait_done(co: Coroutine[Any], timeout: float | None, *, cancelled: bool = False) -> bool:
