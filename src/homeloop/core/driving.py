@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from homeloop.core.entries import Raise
 from homeloop.core.inbox import Inbox
-from homeloop.core.interrupts import ctrl_c_cancels, ctrl_c_is_ours, ctrl_c_may_come
 
 if TYPE_CHECKING:
     from homeloop.core.coroutine import Coroutine
@@ -133,7 +132,7 @@ def prepare_drive(home: HomeLoop) -> None:
     would wake the home. end_drive() is owed.
     """
     driving = home.driving
-    if driving is not None and driving.expected and not ctrl_c_may_come():
+    if driving is not None and driving.expected:
         driving.begin()
 
 
@@ -141,22 +140,8 @@ def drive(home: HomeLoop, co: Coroutine[Any], end: float | None) -> None:
     """Serve the loop until co has ended, if that saves the home's waking. Big lock; end_drive() is owed.
 
     Returns early after DRIVE_S, when `end` (of time.monotonic()) has come, or when the loop is to stop. A SystemExit of
-    what else runs goes on to the home. In the main thread a Ctrl-C may come between any two steps of the loop, and what
-    others have queued would be lost by it: so it cancels co, and is raised when that has ended.
+    what else runs goes on to the home. Not where a Ctrl-C may come as an exception.
     """
-    if not ctrl_c_may_come():
-        _drive(home, co, end)
-    elif ctrl_c_is_ours():
-        with ctrl_c_cancels(co, raise_in_waits=False) as interrupts:
-            try:
-                _drive(home, co, end)
-            finally:
-                end_drive(home, True)
-        if interrupts and (co.cancelled() or not co.done()):
-            raise KeyboardInterrupt
-
-
-def _drive(home: HomeLoop, co: Coroutine[Any], end: float | None) -> None:
     driving = home.driving
     if driving is None or not driving.begin():
         return

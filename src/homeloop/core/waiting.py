@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from homeloop.core import driving, waitgraph
 from homeloop.core.current import current_context, thread
+from homeloop.core.interrupts import ctrl_c_cancels, ctrl_c_is_ours, ctrl_c_may_come
 from homeloop.errors import WouldDeadlock, WrongThread
 
 if TYPE_CHECKING:
@@ -84,10 +85,26 @@ def _drive_held(context: AioContext, home: HomeLoop, co: Coroutine[Any], end: fl
     if context.closed:                  # it ended while we waited for the lock
         co.abandon_unborn()
         raise context.inbox.refusal()
+    if not ctrl_c_may_come():
+        _run_and_drive(context, home, co, end)
+    elif home.driving is not None and home.driving.expected and ctrl_c_is_ours():
+        # An exception between two steps of the loop would lose what others have queued.
+        with ctrl_c_cancels(co, raise_in_waits=False) as interrupts:
+            _run_and_drive(context, home, co, end)
+        if interrupts and (co.cancelled() or not co.done()):
+            raise KeyboardInterrupt
+    else:
+        _run_and_drive(context, home, co, end, may_drive=False)
+
+
+def _run_and_drive(
+    context: AioContext, home: HomeLoop, co: Coroutine[Any], end: float | None, *, may_drive: bool = True
+) -> None:
     waits = False
     outer, context.driven = context.driven, co      # known only to us: registering it can wait until we let go
     try:
-        driving.prepare_drive(home)
+        if may_drive:
+            driving.prepare_drive(home)
         try:
             context.run_new(co)
             while not co.done() and (end is None or time.monotonic() < end) and home.take_if_alone(co):
@@ -97,7 +114,8 @@ def _drive_held(context: AioContext, home: HomeLoop, co: Coroutine[Any], end: fl
         waits = not co.done()
         if waits:
             co.become_known()
-            driving.drive(home, co, end)
+            if may_drive:
+                driving.drive(home, co, end)
     finally:
         driving.end_drive(home, waits)
     if co.done():
