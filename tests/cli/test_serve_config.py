@@ -71,6 +71,7 @@ def test_check_says_all_and_opens_nothing(start: Callable[..., Running], tmp_pat
     (["--check", "memory:1M"], "--check is for --config FILE"),
     (["--config", "x.toml"], "No such file"),
     (["--switch-interval-ms", "0", "memory:1M"], "must be from 0.001"),
+    (["--watchdog-s", "-1", "memory:1M"], "or 0 for never"),
 ])
 def test_what_makes_no_sense(start: Callable[..., Running], arguments: list[str], says: str) -> None:
     running = start("serve", *arguments)

@@ -11,6 +11,7 @@ GOOD = """\
 [daemon]
 control = "/run/control"
 switch-interval-ms = 1
+watchdog-s = 0
 
 [[listen]]
 socket = "/run/nbd.sock"
@@ -63,6 +64,7 @@ def test_what_it_means() -> None:
     assert config.tls is not None
     assert config.tls.verify_peer
     assert (config.control, config.switch_interval_ms) == ("/run/control", 1.0)
+    assert config.limits.blocked_s is None
 
 
 def test_an_empty_file() -> None:
@@ -137,6 +139,7 @@ filters = ["dely"]
     ("[nodes.1a]\ndriver='file'", "x:1: nodes.1a: a node's name"),
     ("[nodes.a]\nnode-name='b'", "x:2: nodes.a.node-name: the name is the table's"),
     ("[tls]\nverify-peer=true", "x:1: tls: needs either certificates or psk"),
+    ("[daemon]\nwatchdog-s=-1", "x:2: daemon.watchdog-s: must be a number above 0"),
     ("[daemon]\nswitch-interval-ms=0", "x:2: daemon.switch-interval-ms: must be a number above 0"),
     ("[exports.a]\nsource='x'\nwritable=1", "x:3: exports.a.writable: must be true or false"),
     ("[daemon]\ncontrol=''", "x:2: daemon.control: must be a text"),

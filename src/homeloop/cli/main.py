@@ -138,6 +138,10 @@ def _add_control(command: argparse.ArgumentParser) -> None:
         "--switch-interval-ms", type=float, metavar="MS",
         help="how long a busy thread keeps the others from running at most (default: 0.5; Python's own is 5)",
     )
+    command.add_argument(
+        "--watchdog-s", type=float, metavar="S",
+        help="name a device in the log that blocks its thread for longer, with the stack (default: 1; 0: never)",
+    )
 
 
 def _add_ps(commands: argparse._SubParsersAction[_Parser]) -> None:

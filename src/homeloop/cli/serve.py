@@ -78,10 +78,10 @@ def plan_of(options: argparse.Namespace) -> Plan:
     listen = listen_config(options)
     if not 1 <= options.iothreads <= IOTHREADS_MAX:
         raise UsageError(f"--iothreads {options.iothreads}: it must be from 1 to {IOTHREADS_MAX}")
-    config = ServeConfig(
+    config = _with_watchdog(options, ServeConfig(
         listen=() if listen == ListenConfig() else (listen,), control=options.control,
         switch_interval_ms=_interval(options),
-    )
+    ))
     tls = tls_credentials(options)
     return _with_inherited(Plan(
         config=config, exports=exports, iothreads=options.iothreads, tls=tls, hints=_hints(options)
@@ -105,6 +105,7 @@ def _plan_of_file(options: argparse.Namespace) -> Plan:
         config = dataclasses.replace(config, control=options.control)
     if options.switch_interval_ms is not None:
         config = dataclasses.replace(config, switch_interval_ms=_interval(options))
+    config = _with_watchdog(options, config)
     tls = None
     if config.tls is not None:
         tls = TlsCredentials.for_server(
@@ -119,6 +120,15 @@ def _interval(options: argparse.Namespace) -> float | None:
     if interval is not None and not 0.001 <= interval <= 1000:
         raise UsageError(f"--switch-interval-ms {interval}: it must be from 0.001 to 1000")
     return interval
+
+
+def _with_watchdog(options: argparse.Namespace, config: ServeConfig) -> ServeConfig:
+    blocked_s: float | None = options.watchdog_s
+    if blocked_s is None:
+        return config
+    if not 0 <= blocked_s <= 1e6:
+        raise UsageError(f"--watchdog-s {blocked_s}: it must be a number of seconds, or 0 for never")
+    return dataclasses.replace(config, limits=dataclasses.replace(config.limits, blocked_s=blocked_s or None))
 
 
 def _with_inherited(plan: Plan) -> Plan:

@@ -1,6 +1,6 @@
 """The configuration file of `homeloop serve --config`: what may stand in it, and all that is wrong with one at once.
 
-    [daemon]  control, switch-interval-ms       [[listen]]  socket, or host and port
+    [daemon]  control, watchdog-s, ...          [[listen]]  socket, or host and port
     [limits]  connections, ...                  [tls]  certificates or psk, verify-peer
     [iothreads.NAME]  poll-max-ns, ...          [nodes.NAME]  driver and its options, as blockdev-add takes them
     [exports.NAME]  node or source, ...
@@ -134,6 +134,10 @@ def _seconds(value: Any) -> float:
     return float(value)
 
 
+def _seconds_or_never(value: Any) -> float | None:
+    return _seconds(value) if value else None       # 0: never
+
+
 def _size(value: Any) -> int:
     if isinstance(value, str):
         return parse_size(value)
@@ -148,7 +152,9 @@ def _filters(value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-_DAEMON: Final[dict[str, Check]] = {"control": _text, "switch-interval-ms": _seconds}
+_DAEMON: Final[dict[str, Check]] = {
+    "control": _text, "switch-interval-ms": _seconds, "watchdog-s": _seconds_or_never,
+}
 _LISTEN: Final[dict[str, Check]] = {"socket": _text, "host": _text, "port": _number(0, 65535)}
 _TLS: Final[dict[str, Check]] = {"certificates": _text, "psk": _text, "verify-peer": _switch}
 _SERVER_LIMITS: Final[dict[str, tuple[str, Check]]] = {
@@ -184,7 +190,8 @@ class _Checker:
         nodes = self._nodes()
         return ServeConfig(
             exports=self._exports({node["node-name"] for node in nodes}, iothreads),
-            nodes=nodes, iothreads=iothreads, listen=self._listen(), limits=self._limits(), tls=self._tls(),
+            nodes=nodes, iothreads=iothreads, listen=self._listen(), limits=self._limits(daemon),
+            tls=self._tls(),
             control=daemon.get("control"), switch_interval_ms=daemon.get("switch-interval-ms"),
         )
 
@@ -204,11 +211,13 @@ class _Checker:
             found.append(ListenConfig(**checked))
         return tuple(found)
 
-    def _limits(self) -> ServerLimits:
+    def _limits(self, daemon: Mapping[str, Any]) -> ServerLimits:
         both = _SERVER_LIMITS | _CONNECTION_LIMITS
         checked = self._section("limits", {name: check for name, (_field, check) in both.items()})
         connection = {field: checked[name] for name, (field, _) in _CONNECTION_LIMITS.items() if name in checked}
         server = {field: checked[name] for name, (field, _) in _SERVER_LIMITS.items() if name in checked}
+        if "watchdog-s" in daemon:
+            server["blocked_s"] = daemon["watchdog-s"]
         return ServerLimits(connection=ConnectionLimits(**connection), **server)
 
     def _tls(self) -> TlsConfig | None:

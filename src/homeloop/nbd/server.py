@@ -32,6 +32,7 @@ from homeloop.nbd.handshake import Ended, Handshake, HandshakeLimits, Negotiated
 from homeloop.nbd.listening import Listener, adopt_listener, listen_tcp, listen_unix, peer_name
 from homeloop.nbd.tls import TlsSocket, Wire, receive, send_all
 from homeloop.nbd.uri import NbdUri, format_uri
+from homeloop.nbd.watchdog import Watchdog
 
 __all__ = ["Server", "ServerLimits", "ServerStatistics"]
 
@@ -55,6 +56,7 @@ class ServerLimits:
     handshake_s: float = 30.0  # for the whole of it
     backlog: int = 128  # of the listening sockets
     accept_pause_s: float = 1.0  # after accept() failed for want of file descriptors or memory
+    blocked_s: float | None = 1.0  # a home that takes longer to come round is named in the log; None: nobody looks
     handshake: HandshakeLimits = field(default_factory=HandshakeLimits)
     connection: ConnectionLimits = field(default_factory=ConnectionLimits)
 
@@ -108,7 +110,8 @@ class Server:
         if tls is not None:
             self._tls_mode = TlsMode.REQUIRED if tls_required else TlsMode.SELECTIVE
         self._context = context
-        self._limits = limits if limits is not None else ServerLimits()
+        self._limits = limits = limits if limits is not None else ServerLimits()
+        self._watchdog = Watchdog(name, limits.blocked_s) if limits.blocked_s is not None else None
         # The server's context only, all of them.
         self._listeners: list[Listener] = []
         self._exports: dict[str, Export] = {}
@@ -310,6 +313,7 @@ class Server:
         export.detach(connection)
         if not export.connections and export in self._leaving:
             self._leaving.remove(export)
+            self._watch_no_more(export)
         self._connections -= 1
         self._failed += failed
         self._client_left.set()
@@ -354,6 +358,8 @@ class Server:
             payload_bytes_max=self._limits.connection.payload_bytes_max,
         )
         self._exports[name] = export
+        if self._watchdog is not None:
+            self._watchdog.watch(export)
         return export
 
     async def remove_export(self, name: str, *, hard: bool = False) -> None:
@@ -382,6 +388,12 @@ class Server:
         del self._exports[export.name]
         if export.connections:
             self._leaving.append(export)
+        else:
+            self._watch_no_more(export)
+
+    def _watch_no_more(self, export: Export) -> None:
+        if self._watchdog is not None:
+            self._watchdog.forget(export)
 
     def _let_go(self, export: Export, hard: bool) -> None:
         """Let the connections of a withdrawn export end."""
