@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from homeloop.block import file as block_file
-from homeloop.cli import main as command
+from homeloop.cli import serve as command
 from homeloop.cli.main import main
 from homeloop.errors import BlockError, PeerError, UsageError, WrongState
 from tests.cli.running import LIMIT_S, environment
@@ -61,7 +61,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Said:
         ("serve x --size 1M --read-only", "homeloop serve: x: cannot create an image that is read-only"),
         ("serve memory:", "homeloop serve: '' is not a size"),
         ("serve memory:lots", "homeloop serve: 'lots' is not a size"),
-        ("serve http://x", "homeloop serve: 'http://x': there is no kind of device 'http'"),
+        ("serve ftp://x", "homeloop serve: 'ftp://x': there is no kind of device 'ftp'"),
         ("serve file:", "homeloop serve: 'file:' names no file"),
         ("serve memory:1M --listen x", "homeloop serve: --listen 'x': write HOST:PORT"),
         ("serve memory:1M --listen x:", "homeloop serve: --listen 'x:': write HOST:PORT"),
@@ -203,6 +203,22 @@ def test_help_is_no_failure(capsys: pytest.CaptureFixture[str], command_line: li
     out, errors = capsys.readouterr()
     assert out.startswith(("usage: homeloop", "homeloop "))
     assert errors == ""
+
+
+def test_a_subcommand_imports_no_other() -> None:
+    """Half of the time of a short copy was the import of the daemon."""
+    code = (
+        "import sys\n"
+        "from homeloop.cli.main import main\n"
+        "assert main(['copy', 'memory:1M', 'memory:1M']) == 0\n"
+        "assert 'homeloop.cli.copy' in sys.modules\n"
+        "others = ('homeloop.daemon', 'homeloop.cli.serve', 'homeloop.cli.demo', 'importlib.metadata')\n"
+        "print([name for name in others if name in sys.modules], file=sys.stderr)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "[]\n")
 
 
 def test_as_a_process() -> None:

@@ -7,21 +7,14 @@ number when that ended it before its time (130: Ctrl-C).
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
+import importlib
 import io
 import logging
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
-from homeloop.block.opening import parse_size
-from homeloop.cli.bench import bench
-from homeloop.cli.copy import copy_command
-from homeloop.cli.demo import demo
-from homeloop.cli.ps import ps
-from homeloop.cli.serve import serve
 from homeloop.cli.words import StatusAwareHandler, screen, sentence
-from homeloop.daemon.config import ConfigError
 from homeloop.errors import BlockError, PeerError, UsageError
 
 __all__ = ["main"]
@@ -46,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except UsageError as exc:
-        if type(exc) not in (UsageError, ConfigError):
+        if not _is_of_arguments(exc):
             raise                   # a wrong thread or state: our mistake, and its traceback tells where
         failure, status = str(exc), 2
     except BlockError as exc:
@@ -71,7 +64,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     # Abbreviations would bind us: --s is --socket until there is a --sync.
     parser = _Parser(prog="homeloop", description="Serve block devices over NBD.", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"homeloop {_version()}")
+    parser.add_argument("--version", action=_Version, help="show program's version number and exit")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     command = commands.add_parser(
@@ -102,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_tls(command)
     _add_control(command)
-    command.set_defaults(run=serve)
+    command.set_defaults(run=_later("serve", "serve"))
 
     _add_copy(commands)
     command = commands.add_parser(
@@ -113,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     command.add_argument("image", nargs="?", help="a raw image, which is only read (default: one of 64 MiB is made)")
-    command.set_defaults(run=demo)
+    command.set_defaults(run=_later("demo", "demo"))
 
     _add_ps(commands)
 
@@ -124,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         add_help=False,
         allow_abbrev=False,
     )
-    command.set_defaults(run=bench)
+    command.set_defaults(run=_later("bench", "bench"))
     return parser
 
 
@@ -154,7 +147,7 @@ def _add_ps(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     command.add_argument("socket", nargs="*", metavar="SOCKET", help="ask there (default: all in the usual place)")
     command.add_argument("--json", action="store_true", help="print values instead of text")
-    command.set_defaults(run=ps)
+    command.set_defaults(run=_later("ps", "ps"))
 
 
 def _add_tls(command: argparse.ArgumentParser) -> None:
@@ -199,14 +192,42 @@ def _add_copy(commands: argparse._SubParsersAction[_Parser]) -> None:
     after.add_argument(
         "--compare-only", action="store_true", help="copy nothing, compare: exit status 1 if they differ"
     )
-    command.set_defaults(run=copy_command)
+    command.set_defaults(run=_later("copy", "copy_command"))
+
+
+class _Version(argparse.Action):
+    """--version. argparse's own wants the text when the parser is made, and to find it takes 20 ms."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"homeloop {_version()}")
+        parser.exit()
 
 
 def _version() -> str:
+    metadata = importlib.import_module("importlib.metadata")
     try:
-        return importlib.metadata.version("homeloop")
-    except importlib.metadata.PackageNotFoundError:
+        return str(metadata.version("homeloop"))
+    except metadata.PackageNotFoundError:
         return "(not installed: it runs from its source)"
+
+
+def _later(module: str, function: str) -> Callable[[argparse.Namespace], int]:
+    """A subcommand that is imported when it is run: `homeloop copy` need not wait for the daemon."""
+
+    def run(options: argparse.Namespace) -> int:
+        return int(getattr(importlib.import_module(f"homeloop.cli.{module}"), function)(options))
+
+    return run
+
+
+def _is_of_arguments(error: UsageError) -> bool:
+    """Whether it is about what the user said, and no mistake of ours."""
+    # A ConfigError cannot be without its module.
+    config = sys.modules.get("homeloop.daemon.config")
+    return type(error) is UsageError or (config is not None and type(error) is config.ConfigError)
 
 
 def _count(text: str) -> int:
@@ -216,7 +237,8 @@ def _count(text: str) -> int:
 
 
 def _size(text: str) -> int:
+    sizes = importlib.import_module("homeloop.block.sizes")      # with all of homeloop.block: --help needs none
     try:
-        return parse_size(text)
+        return int(sizes.parse_size(text))
     except UsageError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from None
