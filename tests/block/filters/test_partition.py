@@ -46,6 +46,13 @@ def gpt(*entries: tuple[int, int], size: int = SIZE, block: int = 512, **changed
     return {0: mbr((0xEE, 1, 0xFFFFFFFF)), block: header(zlib.crc32(header(0))), 2 * block: table}
 
 
+def backup(*entries: tuple[int, int], size: int = SIZE, block: int = 512, **changed: object) -> dict[int, bytes]:
+    """The same GPT as its backup: the header in the last block, the entries before it."""
+    last, at = size // block - 1, size // block - 1 - 128 * 128 // block
+    parts = gpt(*entries, size=size, block=block, **({"own": last, "other": 1, "at": at} | changed))
+    return {last * block: parts[block], at * block: parts[2 * block]}
+
+
 def disk(sectors: dict[int, bytes], size: int = SIZE) -> Memory:
     memory = Memory(size)
     for offset, data in sectors.items():
@@ -130,6 +137,38 @@ def test_tables_that_are_wrong(sectors: dict[int, bytes], text: str) -> None:
         found_on(disk(sectors))
 
 
+@pytest.mark.parametrize("block", [512, 4096])
+@pytest.mark.parametrize(("where", "text"), [
+    (0, "no header with EFI PART in the second block"), (20, "header is damaged"), (None, "entries are damaged"),
+])
+def test_a_damaged_gpt_is_read_from_its_backup(
+    block: int, where: int | None, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The backup's partition says that it was read: it is not the one of the primary table."""
+    damage = 2 * block + 5 if where is None else block + where
+    sectors = gpt((50, 99), block=block) | backup((40, 99), block=block)
+    per = block // 512
+    assert found_on(disk(sectors)) == [(1, 50 * per, 50 * per)]
+    assert caplog.records == []
+    assert found_on(disk({**sectors, damage: b"x"})) == [(1, 40 * per, 60 * per)]
+    (record,) = caplog.records
+    assert "the backup of its partition table is used: " in record.getMessage()
+    assert text in record.getMessage()
+
+
+@pytest.mark.parametrize(("sectors", "text"), [
+    ({}, "header is damaged.*and there is no backup of it in the last block"),
+    (backup((40, 99), own=1), f"header is damaged.*no better: the GPT's header in block {SIZE // 512 - 1} says that it is "
+                              "in block 1"),
+    (backup((40, 99), sum=1), "header is damaged.*no better: the GPT's entries are damaged"),
+    (backup((40, 99), at=1 << 50), "header is damaged.*no better: .* are not inside the device"),
+    (backup((40, 1 << 40)), "partition 1 has .* not inside"),
+])
+def test_both_gpts_are_damaged(sectors: dict[int, bytes], text: str) -> None:
+    with pytest.raises(UsageError, match=text):
+        found_on(disk({**gpt((40, 99)), **sectors, 520: b"x"}))
+
+
 def test_a_device_that_is_too_small() -> None:
     with pytest.raises(UsageError, match="511 bytes has no partition table"):
         found_on(Memory(511))
@@ -140,13 +179,15 @@ def test_a_device_that_is_too_small() -> None:
 def test_any_bytes_are_partitions_inside_the_disk_or_a_usage_error(seed: int) -> None:
     chance = random.Random(seed)
     logical = {0: mbr((0x83, 2048, 100), (0x05, 10, 100)), 5120: mbr((0x83, 1, 1), (0x05, 5, 9))}
-    good = [gpt((40, 99), (100, 200)), logical]
+    small = {"size": 1 << 18}
+    good = [gpt((40, 99), (100, 200)), logical, gpt((40, 99), **small) | backup((40, 99), (100, 200), **small)]
     for _ in range(300):
         image = bytearray(1 << 18)
         for offset, data in chance.choice(good).items():
             image[offset : offset + len(data)] = data
         for _ in range(chance.randint(1, 4)):
-            image[chance.choice((chance.randrange(446, 600), chance.randrange(1024, 1100)))] = chance.randrange(256)
+            places = ((446, 600), (1024, 1100), (len(image) - 512, len(image) - 400))
+            image[chance.randrange(*chance.choice(places))] = chance.randrange(256)
         try:
             found = _parsed(bytes(image))
         except UsageError:
@@ -182,3 +223,6 @@ def test_tables_that_sfdisk_made(tmp_path: Path, label: str) -> None:
     memory.write(0, image.read_bytes())
     wanted = [(1, 2048, 4096), (2, 6144, 8192)] + ([(5, 18432, 2048)] if label == "dos" else [])
     assert found_on(memory) == wanted
+    if label == "gpt":
+        memory.write(512, bytes(512))               # the backup that sfdisk wrote has to do
+        assert found_on(memory) == wanted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from asyncio import iscoroutine
 
 from homeloop.block.device import Device
@@ -11,6 +12,8 @@ from homeloop.block.filters.tables import Found, find_partitions
 from homeloop.errors import UsageError
 
 __all__ = ["Partition", "partitions_of"]
+
+_log = logging.getLogger(__name__)
 
 
 class Partition(Offset):
@@ -37,7 +40,10 @@ class Partition(Offset):
 
 
 async def partitions_of(device: Device) -> list[Found]:
-    """Read a device's MBR or GPT. UsageError for a table that is wrong; BlockError if it cannot be read."""
+    """Read a device's MBR or GPT. UsageError for a table that is wrong; BlockError if it cannot be read.
+
+    Where a GPT is damaged its backup is read; a warning in the log says so, and why.
+    """
     reading = find_partitions(device.size)
     granule = device.block_size.minimum
     try:
@@ -50,4 +56,7 @@ async def partitions_of(device: Device) -> list[Found]:
             data = await answer if iscoroutine(answer) else answer
             offset, length = reading.send(bytes(data[offset - start : offset - start + length]))
     except StopIteration as end:
-        return end.value                                                                            # type: ignore[no-any-return]
+        found: list[Found] = end.value
+        if found and found[0].damage:
+            _log.warning("%s: the backup of its partition table is used: %s", device, found[0].damage)
+        return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from homeloop.errors import UsageError
@@ -18,6 +18,7 @@ __all__ = ["Found", "Reading", "find_partitions"]
 
 _SECTOR: Final = 512
 _MBR_ENTRY: Final = struct.Struct("<B3sB3sII")      # status, CHS, type, CHS, first LBA, sectors
+_GPT_MAGIC: Final = b"EFI PART"
 _GPT_HEADER: Final = struct.Struct("<8sIIIIQQQQ16sQIII")
 _GPT_ENTRY: Final = struct.Struct("<16s16sQQQ72s")
 _EXTENDED: Final = frozenset({0x05, 0x0F, 0x85})
@@ -35,6 +36,7 @@ class Found:
     offset: int
     size: int
     table: str          # "mbr" or "gpt"
+    damage: str = ""    # of the GPT at the start, if this is from its backup
 
 
 Reading: TypeAlias = Generator[tuple[int, int], bytes, list[Found]]
@@ -93,15 +95,38 @@ def _find_logical(size: int, start: int, count: int) -> Reading:
 
 
 def _find_gpt(size: int) -> Reading:
+    """The partitions of the GPT in the second block; or of the one in the last, if the first is damaged (UEFI 5.3.2)."""
     for block in (512, 4096):                       # the header is in the second block, of whatever size
         if size >= 2 * block:
             raw = yield block, 512
-            if raw[:8] == b"EFI PART":
-                return (yield from _read_gpt(size, block, raw))
-    raise UsageError("the MBR says that there is a GPT, but there is no header with EFI PART in the second block")
+            if raw[:8] == _GPT_MAGIC:
+                try:
+                    entries = yield from _read_gpt(size, block, 1, raw)
+                except UsageError as damage:
+                    return (yield from _find_backup(size, (block,), str(damage)))
+                return _gpt_partitions(entries, size, block, "")
+    damage_text = "the MBR says that there is a GPT, but there is no header with EFI PART in the second block"
+    return (yield from _find_backup(size, (512, 4096), damage_text))
 
 
-def _read_gpt(size: int, block: int, raw: bytes) -> Reading:
+def _find_backup(size: int, blocks: tuple[int, ...], damage: str) -> Reading:
+    """The partitions of the GPT whose header is the last block. UsageError, with both reasons, if that is no better."""
+    for block in blocks:
+        last = size // block - 1
+        if last < 2:
+            continue
+        raw = yield last * block, 512
+        if raw[:8] == _GPT_MAGIC:
+            try:
+                entries = yield from _read_gpt(size, block, last, raw)
+            except UsageError as error:
+                raise UsageError(f"{damage}; its backup at the end of the device is no better: {error}") from None
+            return _gpt_partitions(entries, size, block, damage)
+    raise UsageError(f"{damage}; and there is no backup of it in the last block")
+
+
+def _read_gpt(size: int, block: int, at: int, raw: bytes) -> Generator[tuple[int, int], bytes, list[bytes]]:
+    """The entries of the GPT whose header is in block `at`. UsageError for one that is damaged."""
     (_, _, header_bytes, checksum, _, own, _, _, _, _, table_at, count, entry_bytes, table_checksum,
      ) = _GPT_HEADER.unpack_from(raw)
     if not _GPT_HEADER.size <= header_bytes <= 512:
@@ -110,8 +135,8 @@ def _read_gpt(size: int, block: int, raw: bytes) -> Reading:
     header[16:20] = bytes(4)
     if zlib.crc32(header) != checksum:
         raise UsageError("the GPT's header is damaged: its checksum is wrong")
-    if own != 1:
-        raise UsageError(f"the GPT's header in block 1 says that it is in block {own}")
+    if own != at:
+        raise UsageError(f"the GPT's header in block {at} says that it is in block {own}")
     if count > _ENTRIES_MAX or not _GPT_ENTRY.size <= entry_bytes <= _ENTRY_BYTES_MAX or entry_bytes % 8:
         raise UsageError(f"the GPT says that it has {count} entries of {entry_bytes} bytes, more than we read "
                          f"({_ENTRIES_MAX}), or of another size than there is")
@@ -121,12 +146,16 @@ def _read_gpt(size: int, block: int, raw: bytes) -> Reading:
     table = (yield table_at * block, table_bytes) if table_bytes else b""
     if zlib.crc32(table) != table_checksum:
         raise UsageError("the GPT's entries are damaged: their checksum is wrong")
+    return [table[start : start + entry_bytes] for start in range(0, table_bytes, entry_bytes)]
+
+
+def _gpt_partitions(entries: list[bytes], size: int, block: int, damage: str) -> list[Found]:
     found = []
-    for index in range(count):
-        kind, _, first, last, _, _ = _GPT_ENTRY.unpack_from(table, index * entry_bytes)
+    for number, entry in enumerate(entries, 1):
+        kind, _, first, last, _, _ = _GPT_ENTRY.unpack_from(entry)
         if kind != bytes(16):
-            length = (last - first + 1) * block
-            found.append(_checked(index + 1, first * block, length, size, "gpt"))
+            partition = _checked(number, first * block, (last - first + 1) * block, size, "gpt")
+            found.append(replace(partition, damage=damage))
     return found
 
 
