@@ -18,7 +18,7 @@ EXAMPLE = re.compile(r"<!-- run by tests/testing/test_pytest_plugin.py:(.*?)-->\
 
 
 ALONE = ["-p", "no:anyio", "-p", "no:asyncio"]
-FUSE = {"nbdfuse", "fusermount3", "/dev/fuse"}          # not in every container, and not ours to demand
+FUSE = {"/dev/fuse"}                                    # not in every container, and not ours to demand
 SCOPE = ["-o", "asyncio_default_fixture_loop_scope=function"]
 
 

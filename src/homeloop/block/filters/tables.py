@@ -95,7 +95,7 @@ def _find_logical(size: int, start: int, count: int) -> Reading:
 
 
 def _find_gpt(size: int) -> Reading:
-    """The partitions of the GPT in the second block; or of the one in the last, if the first is damaged (UEFI 5.3.2)."""
+    """The partitions of the GPT in the second block; of the one in the last, if the first is damaged (UEFI 5.3.2)."""
     for block in (512, 4096):                       # the header is in the second block, of whatever size
         if size >= 2 * block:
             raw = yield block, 512
