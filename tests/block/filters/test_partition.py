@@ -158,7 +158,7 @@ def test_a_damaged_gpt_is_read_from_its_backup(
 
 @pytest.mark.parametrize(("sectors", "text"), [
     ({}, "header is damaged.*and there is no backup of it in the last block"),
-    (backup((40, 99), own=1), f"header is damaged.*no better: .* in block {SIZE // 512 - 1} says that it is in block 1"),
+    (backup((40, 99), own=1), f"is damaged.*no better: .* in block {SIZE // 512 - 1} says that it is in block 1"),
     (backup((40, 99), sum=1), "header is damaged.*no better: the GPT's entries are damaged"),
     (backup((40, 99), at=1 << 50), "header is damaged.*no better: .* are not inside the device"),
     (backup((40, 1 << 40)), "partition 1 has .* not inside"),
