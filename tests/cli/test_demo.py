@@ -59,7 +59,8 @@ def test_the_whole_of_it(capsys: Output) -> None:
     assert "  nbdcopy left out: not installed (Debian: libnbd-bin)\n" in out
     assert "  qemu-img left out: not installed (Debian: qemu-utils)\n" in out
     counts = dict(re.findall(r"^  (\S.*?) {2,}(\d+)$", out, re.MULTILINE))
-    assert int(counts["call() that ended in the calling thread"]) == int(blocks[1])     # the counting of each block
+    # The counting of each block at least; a call that waits for one may be driven to its end, too.
+    assert int(counts["call() that ended in the calling thread"]) >= int(blocks[1])
     assert int(counts["thread switches saved"]) > 2 * int(blocks[1])
     assert int(counts["entered directly, on the waking thread"]) > 0
     assert re.search(r"^  client of this process +[\d.]+ [MG]iB/s$", out, re.MULTILINE)

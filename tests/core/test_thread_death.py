@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import homeloop
+from homeloop.core import current
 from tests.core.bounded import Plain, acquired, asleep, until, usable, wait, waiting
 
 
@@ -84,3 +85,14 @@ def test_rule8_a_thread_that_let_go_is_not_mentioned() -> None:
         thread.join()
         usable(rt)
     assert messages == []
+
+
+def test_at_the_end_of_the_interpreter_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The state of the main thread may go when the names of modules are gone already."""
+    asked: list[str] = []
+    monkeypatch.setattr(current, "at_thread_end", [asked.append])
+    act = current._LastAct()
+    act.__del__(lambda: True)
+    assert asked == []
+    act.__del__(lambda: False)
+    assert asked == [threading.current_thread().name]

@@ -68,6 +68,9 @@ class Home:
     def create_future(self) -> Promise:
         return Promise()
 
+    def get_debug(self) -> bool:
+        return False
+
     def call_soon_threadsafe(self, fn: Callable[..., None], *args: Any) -> None:
         self._messages.append(lambda: fn(*args))
 

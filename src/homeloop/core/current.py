@@ -6,6 +6,7 @@ lock second, None last. What a thread is, is registered by the thread itself, ne
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -33,10 +34,12 @@ class _LastAct:
         # Noted now: a thread that ends is forgotten by `threading` before its state goes.
         self.name = next((known.name for known in threading.enumerate() if known.ident == self.ident), str(self.ident))
 
-    def __del__(self) -> None:
-        if get_ident() == self.ident:           # else a forked child, or the interpreter's end, clears up after others
-            for act in at_thread_end:
-                act(self.name)
+    # At the interpreter's end the names of modules are gone before this thread's state is: hence the default.
+    def __del__(self, is_finalizing: Callable[[], bool] = sys.is_finalizing) -> None:
+        if is_finalizing() or get_ident() != self.ident:        # else, a forked child clears up after others
+            return
+        for act in at_thread_end:
+            act(self.name)
 
 
 class ThreadState(threading.local):
