@@ -22,10 +22,11 @@ VENV := .venv-$(or $(TAG),none)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PEERS_READY := $(VENV)/.peers-ready
+DOCS_READY := $(VENV)/.docs-ready
 
 PIP_ENV := PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_INPUT=1 PIP_ROOT_USER_ACTION=ignore
 
-.PHONY: help test conformance peers check lint types tidy demo bench env clean
+.PHONY: help test conformance peers check lint types tidy demo docs bench env clean
 
 help:
 	@echo 'make test    all tests                         ARGS="-k wake -x"   for pytest'
@@ -33,6 +34,7 @@ help:
 	@echo 'make peers   the suites of anyio, uvicorn, aiohttp on our loop   ARGS="--only anyio"  (many minutes)'
 	@echo 'make check   ruff, mypy --strict, our own rules (tests/test_tidy.py)'
 	@echo 'make demo    a disk image, served to a real client  ARGS="--help"  for the demo'
+	@echo 'make docs    the documents and the reference in build/docs; warnings are errors'
 	@echo 'make bench   side by side with its peers       ARGS="--quick"      for the benchmark'
 	@echo 'make env     only the environment of these     PYTHON=python3.13   another interpreter, for each'
 	@echo 'make clean   removes the environments and what the tools left behind'
@@ -60,6 +62,10 @@ tidy: $(READY)
 demo: $(READY)
 	$(BIN)/homeloop demo $(ARGS)
 
+docs: $(DOCS_READY)
+	$(BIN)/python -m mkdocs --quiet build $(ARGS)
+	@echo 'built build/docs/index.html'
+
 bench: $(PEERS_READY)
 	$(BIN)/python -m bench $(BENCH_ARGS)
 
@@ -81,6 +87,10 @@ $(READY): pyproject.toml
 	@echo "making $(VENV) with $(PYTHON) ..."
 	@sh .ci/make-venv "$(PYTHON)" "$(VENV)"
 	@$(PIP_ENV) $(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+$(DOCS_READY): $(READY)
+	@$(PIP_ENV) $(BIN)/python -m pip install --quiet --editable '.[dev,docs]'
 	@touch $@
 
 # A peer that cannot be installed here is named as missing by the benchmark; it does not stop it.

@@ -39,7 +39,7 @@ __all__ = [
 
 
 class HomeloopError(Exception):
-    """Any error that homeloop raises itself."""
+    """Any error that homeloop raises itself. Its fields are plain values, for any thread; so with those below."""
 
 
 class UsageError(HomeloopError, RuntimeError):

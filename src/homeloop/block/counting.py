@@ -9,7 +9,7 @@ __all__ = ["Counts", "DeviceStatistics"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceStatistics:
-    """What a device has answered so far; one moment's values.
+    """What a device has answered so far; one moment's values, for any thread.
 
     Only what succeeded is counted as done, zero-length requests and the parts of an emulated request are not.
     """

@@ -60,6 +60,7 @@ __all__ = ["Answer", "Device", "DeviceStatistics"]
 
 T = TypeVar("T")
 Answer: TypeAlias = T | Coroutine[object, object, T]
+"""What a request method returns: the answer, or a coroutine object whose result it is."""
 
 
 class Device:

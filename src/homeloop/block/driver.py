@@ -86,7 +86,9 @@ __all__ = [
 ]
 
 BytesLike: TypeAlias = bytes | bytearray | memoryview
+"""What a read may return, and a write is given."""
 ThreadModel: TypeAlias = Literal["inline", "direct", "serialised", "parallel"]
+"""Where plain methods of a driver are called: see its contract."""
 
 # NBD Z1: a minimum above 64 KiB is not allowed; NBD Z3, Z9: a payload of 32 MiB must always be taken.
 BLOCK_SIZE_MIN_MAX: Final = 1 << 16
@@ -105,7 +107,7 @@ class BlockSize:
     minimum: offset and length of every request are multiples of it; the Device refuses others. preferred:
     requests of multiples of it are fast; advice. maximum: the largest payload of a read or a write that an
     export should take from outside; who takes bytes from a peer enforces it before it buffers them, the
-    Device does not.
+    Device does not. A value, for any thread.
     """
 
     minimum: int = 1
@@ -114,12 +116,19 @@ class BlockSize:
 
 
 class Driver(Protocol):
-    """What the Device needs of a driver at least; the module's text has the rest of the contract."""
+    """What the Device needs of a driver at least; the module's text has the rest of the contract.
+
+    Called on the home thread of the device or on its workers, as `thread_model` says.
+    """
 
     @property
-    def size(self) -> int: ...
+    def size(self) -> int:
+        """Bytes."""
+        ...
 
-    def read(self, offset: int, length: int, /) -> BytesLike | Awaitable[BytesLike]: ...
+    def read(self, offset: int, length: int, /) -> BytesLike | Awaitable[BytesLike]:
+        """Return exactly `length` bytes at `offset`; a range that the Device has checked."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

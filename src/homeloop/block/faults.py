@@ -40,7 +40,7 @@ _TEARABLE: Final = frozenset({"write", "write_zeroes"})
 
 @dataclass(frozen=True, slots=True)
 class Happened:
-    """One fate that met one request."""
+    """One fate that met one request. A value, for any thread."""
 
     number: int             # of the request, among all that the faults have seen, from 1
     kind: str
@@ -101,9 +101,11 @@ class Rule:
 
     @property
     def is_armed(self) -> bool:
+        """Does it meet requests? See disarm()."""
         return self._armed
 
     def arm(self) -> Rule:
+        """Undo disarm(): it goes on counting where it was."""
         self._armed = True
         return self
 
@@ -113,6 +115,7 @@ class Rule:
         return self
 
     def remove(self) -> None:
+        """As Faults.remove."""
         self._faults.remove(self)
 
     # Fates
@@ -272,6 +275,7 @@ class Faults:
 
     @property
     def rules(self) -> tuple[Rule, ...]:
+        """All rules, in the order in which they are looked at."""
         return self._rules
 
     def remove(self, rule: Rule) -> None:
@@ -289,6 +293,7 @@ class Faults:
         self.recover()
 
     def arm(self) -> None:
+        """Undo disarm()."""
         self._armed = True
 
     def disarm(self) -> None:
@@ -299,6 +304,7 @@ class Faults:
 
     @property
     def is_crashed(self) -> bool:
+        """Has it crashed, and not recovered?"""
         return self._crashes.is_crashed
 
     def crash(self, keep: Keep = "none") -> None:

@@ -31,7 +31,7 @@ _KIND: Final = re.compile(r"([A-Za-z][A-Za-z0-9+-]*):(.*)", re.DOTALL)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What a person asks for, taken apart."""
+    """What a person asks for, taken apart. A value, for any thread."""
 
     text: str                   # all of it, for errors, and for kinds whose specs are URIs
     kind: str

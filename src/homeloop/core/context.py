@@ -50,7 +50,8 @@ CHAIN_MAX = 32_768
 class AioContext:
     """An event loop with a home. Its methods may be called from any thread unless they say otherwise.
 
-    Made by Runtime, IOThread, new_event_loop() or AioContext.of(), not by itself.
+    Made by Runtime, IOThread, new_event_loop() or AioContext.of(), not by itself. name: for people. loop: the asyncio
+    loop in it, for the home thread only, or for who holds the big lock; all else of it raises WrongThread (rule 17).
     """
 
     def __init__(self, name: str, *, runtime: Runtime | None = None, loop: asyncio.AbstractEventLoop | None = None,

@@ -81,6 +81,7 @@ class Coroutine(Generic[T]):
 
     It stands in for an asyncio.Task where asyncio asks for one (`current_task`, `timeout`, `TaskGroup`), and for a
     future in its own context only: `await` works from any, `result()` from any thread that may wait (rule 11).
+    Other methods: any thread, never wait. context: its home, which never changes.
     """
 
     __slots__ = (

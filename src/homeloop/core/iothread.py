@@ -169,8 +169,9 @@ class IOThread:
     `with` it, or start() and stop(). loop_factory: a loop of another make (uvloop.new_event_loop); polling
     and nested polls are then not available. poll_max_ns: look for work that long before a sleep, in nanoseconds
     (rule 15); None: 32768 in an interpreter without a GIL, 0 (off) in others. poll_grow, poll_shrink: see
-    AioContext.set_polling.
-    worker_min, worker_max: the threads of its worker pool.
+    AioContext.set_polling. worker_min, worker_max: the threads of its worker pool.
+
+    Any thread may make and start one. call() and stop(): threads that may wait (rule 11). The rest: any thread.
     """
 
     def __init__(

@@ -31,6 +31,8 @@ class Runtime:
     `with Runtime() as rt:` serves the main context on a background thread until the block ends; `rt.run(main())`
     hosts it on the calling thread instead and closes it at the end, as asyncio.run does. big_lock=False: nobody
     but the home ever runs the main context's code (rule 6).
+
+    Any thread may make one. run() and `with`: a thread without a context. call(): one that may wait (rule 11).
     """
 
     def __init__(self, *, name: str | None = None, big_lock: bool = True, debug: bool | None = None) -> None:

@@ -14,7 +14,7 @@ __all__ = ["NEXT", "CoroutineState"]
 
 
 class CoroutineState(enum.Enum):
-    """Where a Coroutine is. The values are for people."""
+    """Where a Coroutine is. The values are for people; any thread may look."""
 
     CREATED = "created"
     SCHEDULED = "scheduled"

@@ -19,7 +19,7 @@ class PollingStatistics:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ContextStatistics:
-    """What a context has done; counts since its start."""
+    """What a context has done; counts since its start. A value, for any thread."""
 
     name: str
     entered: int            # wakes and starts that ran at once, on the waking thread

@@ -73,7 +73,7 @@ def listen_if_asked() -> Listening | None:
 
 
 class Listening:
-    """The open socket. `with` it, or close() it."""
+    """The open socket. `with` it, or close() it: any thread."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -40,7 +40,7 @@ _EXTENTS_MAX: Final = 1 << 14  # looked at at once
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyPlan:
-    """How to copy. request_bytes is lowered to what both ends take, lanes to how many they allow."""
+    """How to copy. request_bytes is lowered to what both ends take, lanes to how many they allow. For any thread."""
 
     lanes: int = 2
     requests: int = 16  # in flight, in each lane
@@ -52,7 +52,7 @@ class CopyPlan:
 
 @dataclass(slots=True)
 class Moved:
-    """What has been done so far, in bytes; written by the lanes, one each."""
+    """What has been done so far, in bytes; written by the lanes, one each; any thread may look."""
 
     data: int = 0
     zeroes: int = 0  # written as such
@@ -61,7 +61,7 @@ class Moved:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyResult:
-    """What was done, in bytes."""
+    """What was done, in bytes. A value, for any thread."""
 
     data: int
     zeroes: int

@@ -29,7 +29,7 @@ _PSK_CIPHERS: Final = "kECDHEPSK:kDHEPSK:kPSK:!eNULL"  # forward secrecy first; 
 class TlsCredentials:
     """What one side shows, and what it believes. Made by for_server() or for_client().
 
-    Certificates, or pre-shared keys (`psk`: user and key). TLS 1.2 at least (T12).
+    Certificates, or pre-shared keys (`psk`: user and key). TLS 1.2 at least (T12). A value, for any thread.
     """
 
     authorities: str | None = None  # path of the certificates that the peer's must come from; None: the system's

@@ -50,7 +50,7 @@ _SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerLimits:
-    """What all clients together, and each, may occupy."""
+    """What all clients together, and each, may occupy. A value, for any thread."""
 
     connections_max: int = 256  # shaking hands or served; one more is closed at once
     handshake_s: float = 30.0  # for the whole of it

@@ -17,6 +17,7 @@ class Barrier(Waitable):
     """Coroutines and threads wait here until `parties` of them do; then all go on, and it starts again.
 
     Who is cancelled or times out leaves, and the others wait for one more (as with asyncio, not with threading).
+    Coroutines of any loop and plain threads; what never waits is for any thread, but no signal handler.
     """
 
     __slots__ = ("_broken", "parties")

@@ -16,7 +16,8 @@ __all__ = ["UNBOUNDED", "Channel"]
 
 T = TypeVar("T")
 
-UNBOUNDED: Final = math.inf             # a capacity: send() never waits, and nothing limits the memory
+UNBOUNDED: Final = math.inf
+"""A capacity of a Channel: send() never waits, and nothing limits the memory."""
 
 _RECEIVE = object()                     # what a receiver wants; a sender wants to send: that is his item, in a tuple
 _CLOSED = object()                      # what a receiver gets at the end
@@ -30,6 +31,7 @@ class Channel(Waitable, Generic[T]):
     An item whose send() returned is received once, unless nobody receives again; one whose send() raised, never
     (but see receive_nowait). A receiver who is cancelled as an item comes leaves it to the next.
     Items of one sender are received in the order of his sends; waiting senders and receivers are served in order.
+    What never waits is for any thread, but no signal handler.
     """
 
     # A waiting sender is granted a place, not relieved of his item: he puts it there himself when he runs. A sender

@@ -28,7 +28,7 @@ class Condition(Waitable):
     """A condition variable on a Mutex or a side of an RwLock (`Condition(rwlock.write)`); a Mutex of its own if None.
 
     `async with condition` in coroutines, `with condition` in threads, which takes the lock. A notified waiter who was
-    cancelled passes the notification on.
+    cancelled passes the notification on. Waiting and notifying are for who has the lock, in any thread.
     """
 
     __slots__ = ("lock",)

@@ -11,7 +11,10 @@ __all__ = ["Event"]
 
 
 class Event(Waitable):
-    """A flag. set() lets everybody go who waits then, also if clear() follows at once."""
+    """A flag. set() lets everybody go who waits then, also if clear() follows at once.
+
+    Coroutines of any loop and plain threads; what never waits is for any thread, but no signal handler.
+    """
 
     __slots__ = ("_set",)
 

@@ -71,6 +71,7 @@ class Mutex(Owned):
     latter raises WouldBlockLoop at once, free or not. Fair: a release hands it to who waits longest, nobody comes in
     between. The owner is the coroutine (or asyncio task) or the thread; only the owner may release. Not recursive:
     WouldDeadlock. A cancelled or timed-out waiter leaves the line; one that was handed the lock passes it on.
+    What never waits is for any thread, but no signal handler.
     """
 
     # Uncontended it takes no lock: with the plain one, taken twice, `async with` cost 2.0x asyncio.Lock (3.12, 3.13),

@@ -14,7 +14,10 @@ T = TypeVar("T")
 
 
 class OneShot(Waitable, Generic[T]):
-    """A result or an exception that comes once; any number may wait. Cancelling a waiter leaves it to the others."""
+    """A result or an exception that comes once; any number may wait. Cancelling a waiter leaves it to the others.
+
+    `await` it in a coroutine of any loop, result() in a plain thread; the rest: any thread, but no signal handler.
+    """
 
     __slots__ = ("_done", "_exception", "_result")
 

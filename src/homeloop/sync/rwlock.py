@@ -19,7 +19,7 @@ class RwLock(Owned):
 
     Tickets are served strictly in order: a writer who waits keeps new readers out, readers in a row go together.
     Owners are coroutines or threads, none of them twice (WouldDeadlock). A waiter who is cancelled or timed out
-    leaves the line, and those behind it go if they may.
+    leaves the line, and those behind it go if they may. What never waits is for any thread, but no signal handler.
     """
 
     __slots__ = ("_readers", "_writer")
@@ -207,7 +207,7 @@ def _settled(changing: Any) -> list[Any]:
 
 
 class RwLockSide:
-    """One side of an RwLock: a lock like Mutex, for readers or for the writer."""
+    """One side of an RwLock: a lock like Mutex, for readers or for the writer. Any thread, as the RwLock."""
 
     __slots__ = ("_lock", "_side")
 

@@ -34,7 +34,7 @@ class TaskGroup:
     Leaving the block waits for all children. The first that fails has the others cancelled, in whichever thread they
     are, and the block too; when all have ended their errors are raised as an ExceptionGroup. KeyboardInterrupt and
     SystemExit of a child are raised as they are. A cancelled parent cancels the children and waits for them. A child
-    that is cancelled by others, or because its context ends, leaves quietly.
+    that is cancelled by others, or because its context ends, leaves quietly. spawn(): any thread; the block: its task.
     """
 
     def __init__(self) -> None:

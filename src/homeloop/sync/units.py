@@ -107,7 +107,7 @@ class Semaphore(_Units):
 
     `async with` in coroutines, `with` in threads. It has no owner: any coroutine or thread may release.
     value: what it starts with. limit: release() above it is WrongState; None, no limit. With one it does what
-    anyio.CapacityLimiter does: see resize().
+    anyio.CapacityLimiter does: see resize(). What never waits is for any thread, but no signal handler.
     """
 
     __slots__ = ()
@@ -181,6 +181,7 @@ class SharedResource(_Units):
     """n units of something, taken and given back in any amounts (QEMU's SharedResource, but fair).
 
     In the order of arrival: a request that is too large for now holds up those behind it, so that it is served.
+    Coroutines of any loop and plain threads; what never waits is for any thread, but no signal handler.
     """
 
     __slots__ = ()

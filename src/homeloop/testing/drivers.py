@@ -20,7 +20,7 @@ _GRACE_S = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DriverReport:
-    """What was checked. `seed` repeats it."""
+    """What was checked. `seed` repeats it. A value, for any thread."""
 
     driver: str                     # the driver's class
     seed: int

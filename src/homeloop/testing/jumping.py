@@ -28,6 +28,7 @@ class JumpingLoop(HomeLoop):
     waits, instead of a hang. The context's workers and run_in_executor() are waited for in real time, in which the
     clock stands still. Other threads and processes are not: a test that needs them wants a real clock.
     Time-outs of synchronous waits (call, result, wait_while) count real seconds.
+    For its home thread, as every loop (rule 17).
     """
 
     __slots__ = ()

@@ -27,7 +27,7 @@ _NEVER = threading.Event()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SoakReport:
-    """What a soak did. `seed` repeats its moves."""
+    """What a soak did. `seed` repeats its moves. A value, for any thread."""
 
     seed: int
     wakes: int          # sent, and all of them arrived

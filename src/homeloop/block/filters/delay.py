@@ -21,7 +21,7 @@ class Delay(Funnel):
 
     read, write: seconds for these; write is for trim, write_zeroes and flush, too. fixed: for every request, on top.
     jitter: each waits for a random part of it as well, drawn in the order of the requests from `seed`. Who waits for
-    no time at all is passed on at once. Cancelled in its wait: it is not passed on.
+    no time at all is passed on at once. Cancelled in its wait: it is not passed on. Home thread.
     """
 
     def __init__(

@@ -21,6 +21,7 @@ class Error(Funnel):
 
     errno: a number or a name. kinds: one or several, None for all. at: (start, stop), only those that touch these
     bytes; flushes touch none. share: this part of them, 0 to 1, drawn in the order of the requests from `seed`.
+    Home thread.
     """
 
     def __init__(

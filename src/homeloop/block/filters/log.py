@@ -24,7 +24,7 @@ __all__ = ["Log", "LogEntry", "read_log", "replay"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogEntry:
-    """One request that has ended."""
+    """One request that has ended. A value, for any thread."""
 
     number: int                 # in the order in which they were asked, from 1; they end in another
     at_s: float                 # since the log was made
@@ -73,7 +73,7 @@ class Log(Funnel):
 
     to: a list that grows without limit, a callable (called at home: it must not block), or a path; None: a list of its
     own, `entries`. The file is made anew, and written through Python's buffer: a line may take until close() to be
-    there. with_data: keep what is written too, so that replay() can write it again.
+    there. with_data: keep what is written too, so that replay() can write it again. Home thread.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ __all__ = ["Offset"]
 class Offset(Filter):
     """`size` bytes of the driver below, from its byte `offset` on; None: all that there are.
 
-    Raises UsageError for a window that is not inside the device, or not in blocks of its block_size_min.
+    Raises UsageError for a window that is not inside the device, or not in blocks of its block_size_min. Home thread.
     """
 
     def __init__(self, driver: Driver | Device, offset: int = 0, size: int | None = None) -> None:

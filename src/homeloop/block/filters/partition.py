@@ -17,7 +17,7 @@ _log = logging.getLogger(__name__)
 
 
 class Partition(Offset):
-    """The window that a partition is. Made by `await Partition.find(driver, number)`."""
+    """The window that a partition is. Made by `await Partition.find(driver, number)`. Home thread."""
 
     def __init__(self, driver: Driver | Device, found: Found) -> None:
         super().__init__(driver, found.offset, found.size)

@@ -22,6 +22,7 @@ class Filter:
     """Passes every request on, unchanged; subclasses change what they are about. A driver: see the contract.
 
     driver: what is below; a driver, or a Device that nobody else uses. The filter takes it over and closes it.
+    Home thread.
     """
 
     thread_model: ThreadModel = "direct"
@@ -91,7 +92,7 @@ class Filter:
 
 
 class Funnel(Filter):
-    """A filter that treats requests of all kinds alike: each passes through ask()."""
+    """A filter that treats requests of all kinds alike: each passes through ask(). Home thread."""
 
     def ask(self, request: Request) -> Answer[Any]:
         """Answer a request; here: pass it on."""

@@ -52,6 +52,7 @@ class Rate(Funnel):
 
     bytes_per_s: of reads and writes. requests_per_s: of all kinds but flush, which is not held up. burst_s: what was
     not used of so much time may be used at once. None: no limit. Cancelled in its wait: what it booked is given back.
+    Home thread.
     """
 
     def __init__(

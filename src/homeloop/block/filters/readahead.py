@@ -19,7 +19,7 @@ class Readahead(Filter):
 
     The window doubles from `window_min` to `window_max` bytes while reads stay sequential, and is given up when they
     do not. It holds one window at a time; a change of the device forgets it. Nothing is read that nobody waits for:
-    there is no task behind it.
+    there is no task behind it. Home thread.
     """
 
     def __init__(self, driver: Driver | Device, *, window_min: int = 1 << 16, window_max: int = 1 << 22) -> None:

@@ -10,7 +10,7 @@ __all__ = ["Readonly"]
 
 
 class Readonly(Filter):
-    """The driver below, without its changes: write, trim and their like are refused with EPERM."""
+    """The driver below, without its changes: write, trim and their like are refused with EPERM. Home thread."""
 
     def __init__(self, driver: Driver | Device) -> None:
         super().__init__(driver)

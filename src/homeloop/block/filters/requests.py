@@ -18,7 +18,10 @@ CHANGES: Final = frozenset({"write", "trim", "write_zeroes"})
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request. offset and length are 0 for a flush; data, of a write only, is the caller's and not kept."""
+    """One request. offset and length are 0 for a flush; data, of a write only, is the caller's and not kept.
+
+    A value, for any thread.
+    """
 
     kind: str
     offset: int = 0

@@ -21,7 +21,7 @@ class Retry(Funnel):
     """Requests that fail with one of these errnos are asked again, up to `times` times, with longer and longer waits.
 
     delay_s: before the first repetition; doubled for each further one, up to delay_max_s. errnos: numbers or names.
-    The last failure is the request's. Cancelled in a wait: it is not asked again.
+    The last failure is the request's. Cancelled in a wait: it is not asked again. Home thread.
     """
 
     def __init__(

@@ -24,8 +24,8 @@ from homeloop.block.device import Answer
 __all__ = ["Claim", "Claims", "Steps", "at_once"]
 
 T = TypeVar("T")
-# Yields what a request method of a Device returned, or any coroutine object; is sent the result.
 Steps: TypeAlias = Generator[Any, Any, T]
+"""Yields what a request method of a Device returned, or any coroutine object; is sent the result."""
 
 
 def at_once(steps: Steps[T]) -> Answer[T]:
