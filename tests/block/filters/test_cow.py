@@ -231,3 +231,34 @@ def test_over_files_it_waits_only_where_they_do(tmp_path: Path) -> None:
         await device.close()
 
     asyncio.run(main())
+
+
+def test_a_commit_waits_for_changes_that_are_on_their_way_to_the_overlay() -> None:
+    """What it did before:
+
+    write   the cluster is here: to the overlay, which lets it wait
+    commit                                      reads the old bytes there, brings them down: the cluster is below
+    write   the overlay has it: nobody looks there any more
+    """
+
+    async def main() -> None:
+        base, overlay = filled(), Waiting(SIZE)
+        cow = Cow(base, overlay=overlay, cluster=CLUSTER)
+        device = Device(cow)
+        await finish(device.write(0, b"1" * CLUSTER))
+        overlay.held.add("write")
+        overlay.begun.clear()
+        changing = [asyncio.ensure_future(finish(device.write(offset, b"2"))) for offset in (0, 1)]
+        await turns(20)
+        assert overlay.begun == [("write", 0, 1), ("write", 1, 1)]      # side by side
+        committing = asyncio.ensure_future(cow.commit())
+        await turns(20)
+        assert overlay.begun[2:] == []
+        await overlay.hold_no_more()
+        await asyncio.gather(*changing)
+        assert await committing == CLUSTER
+        assert bytes(base.read(0, 3)) == b"221"
+        assert bytes(await finish(device.read(0, 3))) == b"221"
+        await device.close()
+
+    asyncio.run(main())

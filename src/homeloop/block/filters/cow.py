@@ -4,14 +4,17 @@ In clusters: one that is in the overlay is read and written there alone. The fir
 the rest of it up. Which clusters are there is known in memory only: the overlay ends with the filter.
 
 Requests that wait while they bring a cluster up have it for themselves (Claims), or two writes to two parts of it would
-each bring it up without the other's part.
+each bring it up without the other's part. So has a commit: it brings down what is there, and a write that was still on
+its way to the overlay would be lost.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from typing import Final
+from collections.abc import Coroutine
+from types import CoroutineType
+from typing import Any, Final
 
 from homeloop.block.device import Answer, Device
 from homeloop.block.driver import BytesLike, Driver
@@ -136,9 +139,19 @@ class Cow(Filter):
     def _change(self, offset: int, length: int, data: BytesLike | None, may_trim: bool = True) -> Answer[None]:
         """Write data, or zeroes if there is none."""
         first, stop = self._clusters(offset, length)
-        if self._states[first] and self._run_end(first, stop) == stop and self._claims.is_free(first, stop):
-            return self._write_over(offset, length, data, may_trim)
-        return at_once(self._changing(offset, length, data, may_trim))
+        here = self._states[first] and self._run_end(first, stop) == stop
+        if not here or not self._claims.is_free(first, stop, shared=True):
+            return at_once(self._changing(offset, length, data, may_trim))
+        answer = self._write_over(offset, length, data, may_trim)
+        return at_once(self._changing_here(first, stop, answer)) if type(answer) is CoroutineType else answer
+
+    def _changing_here(self, first: int, stop: int, answer: Coroutine[Any, Any, None]) -> Steps[None]:
+        """Changes of clusters that are all here need not be apart, but a commit must wait for them."""
+        claim = yield from self._claims.take(first, stop, shared=True)      # it is free: this does not wait
+        try:
+            yield answer
+        finally:
+            self._claims.give(claim)
 
     def _changing(self, offset: int, length: int, data: BytesLike | None, may_trim: bool) -> Steps[None]:
         first, stop = self._clusters(offset, length)

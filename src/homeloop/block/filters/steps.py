@@ -64,16 +64,19 @@ async def _go_on(steps: Steps[T], begun: Unrun) -> T:
 class Claim:
     """A range of numbers that one request has, or waits for."""
 
-    __slots__ = ("ended", "first", "stop")
+    __slots__ = ("ended", "first", "shared", "stop")
 
-    def __init__(self, first: int, stop: int) -> None:
+    def __init__(self, first: int, stop: int, shared: bool) -> None:
         self.first = first
         self.stop = stop
+        self.shared = shared
         self.ended: list[asyncio.Future[None]] = []         # of those that wait for this one's end
 
 
 class Claims:
-    """Ranges that nobody else may have meanwhile; first come, first served. Home thread.
+    """Ranges that nobody else may have meanwhile; first come, first served. Shared ones may overlap each other.
+
+    Home thread.
 
     One claim each: who holds one and takes another may wait for somebody who waits for him. A claim is taken when it
     is asked for: a request whose coroutine is kept and not run holds up those behind it until it is dropped.
@@ -85,14 +88,16 @@ class Claims:
     def __len__(self) -> int:
         return len(self._claims)
 
-    def is_free(self, first: int, stop: int) -> bool:
-        """Return True if nobody has, or waits for, any of first <= number < stop."""
-        return not any(claim.first < stop and first < claim.stop for claim in self._claims)
+    def is_free(self, first: int, stop: int, *, shared: bool = False) -> bool:
+        """Return True if nobody has, or waits for, any of first <= number < stop; shared: but for those who share."""
+        return not any(
+            claim.first < stop and first < claim.stop and not (shared and claim.shared) for claim in self._claims
+        )
 
-    def take(self, first: int, stop: int) -> Steps[Claim]:
+    def take(self, first: int, stop: int, *, shared: bool = False) -> Steps[Claim]:
         """Steps that return the claim once everybody before us has given up what overlaps with it."""
-        claim = Claim(first, stop)
-        if self.is_free(first, stop):
+        claim = Claim(first, stop, shared)
+        if self.is_free(first, stop, shared=shared):
             self._claims.append(claim)
             return claim
         self._claims.append(claim)
@@ -115,7 +120,7 @@ class Claims:
         for other in self._claims:
             if other is claim:
                 return None
-            if other.first < claim.stop and claim.first < other.stop:
+            if other.first < claim.stop and claim.first < other.stop and not (claim.shared and other.shared):
                 return other
         raise AssertionError("a claim that is not listed")
 
