@@ -245,3 +245,27 @@ def test_what_no_rule_is_about_ends_with_the_crash_too() -> None:
         await device.close()
 
     asyncio.run(main())
+
+
+def test_a_read_during_a_flush_sees_what_was_written_before_it() -> None:
+    """What it did before:
+
+    write   answered: in the cache
+    read    takes the old bytes below, and is held up there
+    flush                                       writes the new ones below; nothing is in the cache any more
+    read    answers with the old bytes
+    """
+
+    async def main() -> None:
+        driver = Waiting(SIZE)
+        device = Device(Faults(volatile=True).over(driver))
+        device.write(0, b"new")
+        driver.held.add("read")
+        reading = asyncio.ensure_future(finish(device.read(0, 4)))
+        await turns(20)
+        await finish(device.flush())
+        assert bytes(driver.memory.read(0, 4)) == b"new\0"
+        await driver.hold_no_more()
+        assert bytes(await reading) == b"new\0"
+
+    asyncio.run(main())

@@ -144,8 +144,9 @@ class FaultFilter(Funnel):
         if volatile is None:
             return (yield perform(self.inner, request))
         if request.kind == "read":
+            changes = volatile.changes          # a flush may take them away while we read what is below
             below = yield perform(self.inner, request)
-            return volatile.seen(request.offset, below)
+            return volatile.seen(request.offset, below, changes)
         if request.kind == "extents":
             if volatile.touches(request.offset, request.length):
                 return [(request.length, False, False)]         # always a safe answer

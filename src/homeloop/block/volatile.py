@@ -54,10 +54,14 @@ class Volatile:
     def touches(self, offset: int, length: int) -> bool:
         return any(change.offset < offset + length and offset < change.end for change in self._changes)
 
-    def seen(self, offset: int, below: BytesLike) -> BytesLike:
-        """What a read of these bytes must answer, when `below` is what the medium has."""
+    def seen(self, offset: int, below: BytesLike, before: tuple[Change, ...] = ()) -> BytesLike:
+        """What a read of these bytes must answer, when `below` is what the medium has.
+
+        before: the changes as they were when it began to be read; what has been flushed since may not be in `below`.
+        """
         end, found = offset + len(below), None
-        for change in self._changes:
+        changes = self.changes
+        for change in changes if before == changes else (*before, *changes):
             start, stop = max(offset, change.offset), min(end, change.end)
             if start < stop:
                 found = bytearray(below) if found is None else found
