@@ -68,6 +68,11 @@ def test_check_says_all_and_opens_nothing(start: Callable[..., Running], tmp_pat
 
 @pytest.mark.parametrize(("arguments", "says"), [
     (["--config", "x.toml", "memory:1M"], "takes the place of SOURCE"),
+    (["--config", "x.toml", "--size", "0", "--read-only"], "takes the place of --read-only and --size"),
+    (["--config", "x.toml", "--name", "", "--socket", ""], "takes the place of --name and --socket"),
+    (["--config", "x.toml", "--iothreads", "2", "--filter", "readonly"], "takes the place of --iothreads and --filter"),
+    (["--config", "x.toml", "--tls-certificates", "x"], "takes the place of --tls-certificates"),
+    (["--config", "x.toml", "--tls-psk", "x", "--tls-verify-peer"], "takes the place of --tls-verify-peer and"),
     (["--check", "memory:1M"], "--check is for --config FILE"),
     (["--config", "x.toml"], "No such file"),
     (["--switch-interval-ms", "0", "memory:1M"], "must be from 0.001"),

@@ -89,8 +89,15 @@ def plan_of(options: argparse.Namespace) -> Plan:
 
 
 def _plan_of_file(options: argparse.Namespace) -> Plan:
-    if options.source or options.name or options.socket is not None or options.listen is not None or options.filter:
-        raise UsageError("--config takes the place of SOURCE, --name, --socket, --listen and --filter")
+    given = {
+        "SOURCE": options.source, "--name": options.name, "--socket": options.socket, "--listen": options.listen,
+        "--iothreads": options.iothreads != 1, "--read-only": options.read_only, "--filter": options.filter,
+        "--size": options.size, "--tls-certificates": options.tls_certificates,
+        "--tls-verify-peer": options.tls_verify_peer, "--tls-psk": options.tls_psk,
+    }
+    wrong = [name for name, value in given.items() if value is not None and value is not False and value != []]
+    if wrong:           # none is passed over: who asks for TLS, or for no changes, must not go without
+        raise UsageError(f"--config takes the place of {' and '.join(wrong)}: say it in the file")
     with open(options.config, "rb") as file:
         data = file.read(CONFIG_BYTES_MAX + 1)
     if len(data) > CONFIG_BYTES_MAX:
