@@ -43,6 +43,8 @@ async def open_node(nodes: Nodes, options: dict[str, Any], *, owned: bool = True
             inherited = {"read-only": options["read-only"]} if "read-only" in options else {}
             children[member] = await open_node(nodes, inherited | below, owned=False)
     try:
+        if "node-name" in options:      # again: what is below it may have taken the name, or somebody else meanwhile
+            nodes.check_new(name)
         devices: dict[str, Device] = {member: child.device for member, child in children.items()}
         return await nodes.open(
             name, options["driver"], lambda _made: kind.make(options, devices), children=tuple(children.values()),

@@ -119,6 +119,31 @@ def test_from_image_to_client_and_back(tmp_path: Path) -> None:
     assert image.read_bytes()[4096:4096 + 17] == b"behind the window"
 
 
+def test_a_name_that_is_taken_while_the_inline_child_is_opened(tmp_path: Path) -> None:
+    """By the child itself, or by another client: one of the two would be lost, and never closed."""
+    async def main() -> None:
+        async with controlled(tmp_path) as (daemon, _monitors, client):
+            twice = "Duplicate nodes with node-name='x'"
+            inline = {"driver": "python", "module": __name__, "class": "Picky"}
+            with pytest.raises(Failed, match=twice):
+                await client.run("blockdev-add", driver="raw", node_name="x", file=inline | {"node-name": "x"})
+            assert Picky.closed == 1
+            assert not daemon.nodes
+            other = await connect(tmp_path / "control")
+            ends = await asyncio.gather(
+                *(one.run("blockdev-add", driver="raw", node_name="x", file=inline) for one in (client, other)),
+                return_exceptions=True,
+            )
+            assert sorted(map(str, ends)) == [twice, "{}"]
+            assert Picky.closed == 2
+            await client.run("blockdev-del", node_name="x")
+            assert Picky.closed == 3
+            assert not daemon.nodes
+            await other.close()
+
+    run(main())
+
+
 def test_inline_children_go_with_their_parent(tmp_path: Path) -> None:
     """Also when the parent cannot be opened; nobody can name them."""
     async def main() -> None:
