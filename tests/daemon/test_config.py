@@ -95,6 +95,9 @@ file = "bb"
 [nodes.d]
 driver = "raw"
 file = "d"
+[nodes.e]
+driver = "raw"
+file = {driver = "raw", file = {driver = "nul-co"}}
 [exports.a]
 node = "a"
 source = "memory:1M"
@@ -119,13 +122,14 @@ filters = ["dely"]
         "x.toml:15: nodes.b.filname: is no option of file; did you mean 'filename'?",
         "x.toml:19: nodes.c.file: there is no node 'bb'",
         "x.toml:22: nodes.d.file: is over itself",
-        "x.toml:23: exports.a: needs either a node or a source",
-        "x.toml:27: exports.b.node: there is no node 'bx'",
-        "x.toml:28: exports.b.iothread: there is no iothread 'io'",
-        "x.toml:29: exports.b.size: is for a source; a node has its own",
+        "x.toml:25: nodes.e.file.file.driver: there is no driver 'nul-co'; did you mean 'null-co'?",
+        "x.toml:26: exports.a: needs either a node or a source",
+        "x.toml:30: exports.b.node: there is no node 'bx'",
+        "x.toml:31: exports.b.iothread: there is no iothread 'io'",
+        "x.toml:32: exports.b.size: is for a source; a node has its own",
     ):
         assert any(line.startswith(expected) for line in lines), (expected, lines)
-    assert any(line.startswith("x.toml:32: exports.c.filters: filter 'dely'") for line in lines)
+    assert any(line.startswith("x.toml:35: exports.c.filters: filter 'dely'") for line in lines)
     assert lines == sorted(lines, key=lambda line: int(line.split(":")[1]))
 
 

@@ -298,6 +298,8 @@ class _Checker:
             known = ["driver", "read-only", "discard", *(member.name for member in kind.members)]
             self._wrong((*path, *keys), f"is no option of {table['driver']}{_nearest(keys[0], known)}")
         elif "driver" in keys and "does not accept" in text:
+            while table["driver"] in KINDS:         # it is that of what is written inline below it
+                table, path = table["file"], (*path, "file")
             self._wrong((*path, "driver"), f"there is no driver {table['driver']!r}{_nearest(table['driver'], KINDS)}")
         else:
             self._wrong((*path, *keys), text)
