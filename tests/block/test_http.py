@@ -269,6 +269,15 @@ def test_nobody_listens(site: Site) -> None:
     assert caught.value.errno == errno.ECONNREFUSED
 
 
+def test_a_host_that_idna_cannot_encode(site: Site) -> None:
+    """A UnicodeError of the resolver, which is no OSError."""
+    with pytest.raises(BlockError, match=r"cannot open http://a\.\.b/x: "):
+        Http("http://a..b/x")
+    site.answer = lambda handler, start, end: handler.send(start, end, status=302, Location="http://a..b/x")
+    with pytest.raises(BlockError, match="cannot open http://127"):
+        Http(site.url, timeout_s=BOUND_S)
+
+
 @pytest.mark.parametrize(
     "url",
     ["http://", "http:///x", "https://host:99999/", "http://h:0/", "ftp://h/x", "http://u:p@h/x", "http://h/a b",

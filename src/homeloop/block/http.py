@@ -149,7 +149,7 @@ class Http:
             except TimeoutError as error:
                 connection.close()
                 raise self._too_slow() from error
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, UnicodeError, http.client.HTTPException) as error:     # a name that IDNA cannot encode
                 connection.close()
                 if kept and isinstance(error, ConnectionError):      # RemoteDisconnected is one too
                     continue                    # closed while it was idle. Ends: one connection less each time
@@ -289,7 +289,7 @@ def _target(where: SplitResult) -> str:
     return f"{path}?{quote(where.query, safe=_SAFE)}" if where.query else path
 
 
-def _as_os_error(error: OSError | http.client.HTTPException) -> OSError:
+def _as_os_error(error: OSError | UnicodeError | http.client.HTTPException) -> OSError:
     """An error with an errno: http.client's own, and ssl's and the resolver's with theirs, have none that helps."""
     number = None if isinstance(error, ssl.SSLError) else getattr(error, "errno", None)
     if isinstance(error, OSError) and type(number) is int and number > 0:
