@@ -103,11 +103,31 @@ def test_rule14_before_start() -> None:
 
 
 def test_rule14_stop_before_start_refuses_the_start() -> None:
-    """stop() of what never ran returns at once."""
+    """stop() of what never ran returns at once, a second one and one behind the refused start too."""
+    io = homeloop.IOThread("io-never")
+
+    def stops() -> None:
+        for _ in range(2):
+            io.stop()
+            io.stop()
+            with pytest.raises(WrongState, match="io-never cannot be started"):
+                io.start()
+
+    in_plain_thread(stops)
+
+
+def test_rule14_no_thread_is_to_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    """start() raises what the system said, and a stop() behind it does not wait for what never began."""
     io = homeloop.IOThread()
-    io.stop()
-    with pytest.raises(WrongState):
-        io.start()
+
+    def refuses(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuses)
+        with pytest.raises(RuntimeError, match="can't start new thread"):
+            io.start()
+    in_plain_thread(io.stop)
 
 
 @pytest.mark.parametrize("options", [

@@ -62,10 +62,15 @@ class ContextThread:
             if self._state is not _State.NEW:
                 raise WrongState(f"{self.name} cannot be started: it is {self._state.value}")
             self._state = _State.RUNNING
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as exc:         # the system gives no more threads
+            self._failure = exc
+            self._started.set()
         self._started.wait()
         if self._failure is not None:
-            self._thread.join()
+            if self._thread.ident is not None:
+                self._thread.join()
             with self._lock:
                 self._state = _State.ENDED
             raise self._failure
@@ -89,6 +94,7 @@ class ContextThread:
         with self._lock:
             state, self._state = self._state, _State.ENDED
         if state is _State.NEW:
+            self._started.set()         # nobody will start it: a second stop() has nothing to wait for
             return
         self._started.wait()            # another thread may be in start()
         if self._context is None:
