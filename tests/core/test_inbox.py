@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import random
 import select
 import signal
+import sys
 import threading
 from collections import deque
+from collections.abc import Callable
 from types import FrameType
+from typing import Any
 
 import pytest
 
 import homeloop
+from homeloop.core import inbox as inbox_module
 from homeloop.core.inbox import Inbox
 from homeloop.errors import ContextClosed
 from tests.core.bounded import LIMIT_S, STRESS_S, Plain, asleep, in_plain_thread, until, wait
@@ -250,6 +255,104 @@ def test_a_signal_handler_may_put_while_its_thread_is_inside_the_inbox() -> None
     assert [n for who, n in home if who == "signal"] == list(range(handled))    # type: ignore[misc]
     assert handled > 0
     assert sleep.kicks - sleep.settled in (0, 1)        # one: it came inside a begin_sleep() that was refused for it
+
+
+# Ctrl-C: a handler that raises
+
+
+def interrupted_at(place: int, fn: Callable[[], object]) -> bool:
+    """Run fn and raise KeyboardInterrupt at the place-th line of inbox.py that it comes to, or before a kick.
+
+    False: it came to fewer. Not where a `with` block ends: Python does not look at signals there.
+    """
+    left = place
+
+    def trace(frame: FrameType, event: str, _arg: object) -> Any:
+        nonlocal left
+        code = frame.f_code
+        if code.co_filename != inbox_module.__file__ and code is not Sleep.kick.__code__:
+            return None
+        line = linecache.getline(code.co_filename, frame.f_lineno).strip()
+        if event in ("call", "line") and not line.startswith("with "):
+            left -= 1
+            if not left:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    outer = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        fn()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(outer)
+    return False
+
+
+@pytest.mark.parametrize("method", ["put", "put_locked", "notify"])
+def test_rule7_ctrl_c_between_a_decision_and_its_kick_loses_no_later_wake(method: str) -> None:
+    """Wherever it comes: what was queued has its kick, the next put arrives, and no kick is left behind."""
+    place = kicks = 0
+    while True:
+        place += 1
+        inbox, sleep = fresh()
+        assert inbox.begin_sleep()
+
+        def puts(inbox: Inbox = inbox) -> None:
+            if method == "notify":
+                inbox.notify()
+            elif method == "put":
+                inbox.put("interrupted")
+            else:
+                with inbox.lock:
+                    inbox.put_locked("interrupted")
+
+        if not interrupted_at(place, puts):
+            break
+        kicks += sleep.ended.is_set()
+        assert sleep.ended.is_set() or not inbox.entries, f"asleep beside an entry, place {place}"
+        in_plain_thread(inbox.put, "later")
+        assert sleep.ended.is_set(), f"no kick, place {place}"
+        assert inbox.kick_is_owed()
+        for _ in range(2):
+            inbox.end_sleep()
+            assert not sleep.ended.is_set(), f"a kick that nobody takes back, place {place}"
+            assert not inbox.kick_is_owed()
+            assert taken(inbox)[-1] == "later"
+            assert inbox.begin_sleep()
+            inbox.put("later")
+            assert sleep.ended.is_set(), f"the next kick is lost, place {place}"
+    assert place > 5
+    assert kicks > 1
+
+
+@pytest.mark.parametrize("when", ["before", "behind"])
+def test_rule7_ctrl_c_while_a_kick_is_taken_back(when: str) -> None:
+    """Whether it was or not: the next sleep ends at once and settles it, and the wakes after that arrive."""
+    inbox, sleep = fresh()
+    settle = sleep.settle
+
+    def interrupted() -> None:
+        inbox._settle = settle
+        if when == "behind":
+            settle()
+        raise KeyboardInterrupt
+
+    assert inbox.begin_sleep()
+    inbox.put("one")
+    inbox._settle = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        inbox.end_sleep()
+    assert taken(inbox) == ["one"]
+    assert inbox.begin_sleep()
+    assert sleep.ended.is_set()
+    inbox.end_sleep()
+    assert inbox.begin_sleep()
+    assert not sleep.ended.is_set()
+    inbox.put("two")
+    assert sleep.ended.is_set()
 
 
 # The end

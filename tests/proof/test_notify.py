@@ -5,6 +5,7 @@ tests/proof/test_interleavings.py has the other protocols, and says how.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from typing import Any
 
@@ -73,6 +74,7 @@ NOTIFY_LINES = (Inbox.begin_sleep_locked, Inbox.end_sleep_locked, Inbox.put)
 def test_notify() -> None:
     passes(notify, 100)
     passes(wakes_by_itself, 20)
+    passes(ctrl_c, 20)
     passes(one_producer, 2, lines=NOTIFY_LINES)
 
 
@@ -103,6 +105,48 @@ def wakes_by_itself(run: Stepping) -> Check:
     return check
 
 
+class Interrupted(deque[Any]):
+    """The entries of an inbox: a Ctrl-C comes just behind the append of "b", before its producer has decided."""
+
+    def append(self, entry: Any, /) -> None:
+        super().append(entry)
+        if entry == "b":
+            raise KeyboardInterrupt
+
+
+def ctrl_c(run: Stepping) -> Check:
+    """A put that a Ctrl-C leaves in the middle, beside one whose kick may be on its way."""
+    kicks = Kicks(run)
+    inbox, signals = kicks.inbox, kicks.signals
+    inbox.entries = Interrupted()
+    taken: deque[Any] = deque()
+
+    def home() -> None:
+        if inbox.begin_sleep():
+            run.point("asleep")
+            inbox.end_sleep()
+        while len(taken) < 2:
+            if inbox.begin_sleep():
+                run.until("asleep", lambda: signals)
+                inbox.end_sleep()
+            inbox.take(taken)
+            inbox.entries = Interrupted(inbox.entries)      # no step of its own
+
+    def is_interrupted() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            inbox.put("b")
+
+    run.thread("home", home)
+    run.thread("producer a", lambda: inbox.put("a"))
+    run.thread("producer b", is_interrupted)
+
+    def check() -> None:
+        assert sorted(taken) == ["a", "b"]
+        assert not signals or inbox._kicked, "a kick was left behind, which nobody takes back"
+
+    return check
+
+
 def one_producer(run: Stepping) -> Check:
     """The same with one put, small enough to switch at every line."""
     kicks = Kicks(run)
@@ -125,7 +169,7 @@ def one_producer(run: Stepping) -> Check:
     ("begin_sleep_locked", "if self.entries:", "if False:"),
     ("put_locked", "if self._sleepers and not self._kicked:", "if False:"),
     ("put", "if not self._sleepers or self._kicked:", "if True:"),
-    ("end_sleep_locked", "self._kicked = False", "pass"),
+    ("end_sleep_locked", "self._kicked = 0", "pass"),
     ("end_sleep_locked", "self._settle()", "pass"),
     ("take", "batch, self.entries = self.entries, deque()", "batch = self.entries"),
 ], ids=["no look before the sleep", "no kick", "no kick behind the lock", "kicked for ever",
@@ -133,6 +177,17 @@ def one_producer(run: Stepping) -> Check:
 def test_notify_without_the_crucial_line(monkeypatch: pytest.MonkeyPatch, where: str, old: str, new: str) -> None:
     monkeypatch.setattr(Inbox, where, mutated(getattr(Inbox, where), old, new))
     finds(notify)
+
+
+@pytest.mark.parametrize(("where", "old", "new"), [
+    ("put", "self._kick_after_all_locked()", "pass"),
+    ("_kick_after_all_locked", "mine = self._kicked == get_ident()", "mine = bool(self._kicked)"),
+], ids=["no kick on the way out", "another's kick repeated"])
+def test_notify_with_a_ctrl_c_without_the_crucial_line(
+    monkeypatch: pytest.MonkeyPatch, where: str, old: str, new: str
+) -> None:
+    monkeypatch.setattr(Inbox, where, mutated(getattr(Inbox, where), old, new))
+    finds(ctrl_c)
 
 
 def test_notify_leaves_a_kick_owed_that_has_not_come(monkeypatch: pytest.MonkeyPatch) -> None:

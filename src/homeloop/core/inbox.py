@@ -19,6 +19,9 @@ and it ends the next sleep.
 `lock` is re-entrant for one reason: a Python signal handler runs on the main thread between two
 bytecodes, perhaps inside these very methods, and may put. Each method is ordered so that a put from
 inside it is harmless; the order matters where a comment says so.
+
+The handler may also raise there (Ctrl-C), between a decision and its kick. Whoever decided on a kick then still makes
+it, on the way out: else the flag would say for ever that one is under way, and no later wake would arrive.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ from typing import Any
 from homeloop.errors import ContextClosed
 
 __all__ = ["Inbox"]
+
+get_ident = threading.get_ident
 
 
 class Inbox:
@@ -49,7 +54,7 @@ class Inbox:
         self.lock = threading.RLock()               # a leaf: nothing else is acquired under it
         self.entries: deque[Any] = deque()          # under lock; may be looked at without, to save a lock
         self._sleepers = 0                          # under lock: threads that sleep, or are about to
-        self._kicked = False                        # under lock: a kick was decided on and not yet taken back
+        self._kicked = 0                            # under lock: who decided on a kick that is not yet taken back
         self.closed = False                         # under lock
         self.why_closed = "has ended and takes no more work"
         self._loop_is_closed: Callable[[], bool] | None = None
@@ -62,17 +67,22 @@ class Inbox:
                 self.check_open_locked()
                 self.put_locked(entry)
             return
-        with self.lock:
-            self.check_open_locked()
-            self.entries.append(entry)
-            if not self._sleepers or self._kicked:
-                return
-            self._kicked = True
-            self.kicks += 1
-        # Behind the lock: the system call lets the GIL go, and the home that it wakes would run into the lock. Two
-        # contexts that wake each other took twice as long. The kick is owed from here on: see end_sleep_locked() and
-        # kick_is_owed().
-        self._kick()
+        try:
+            with self.lock:
+                self.check_open_locked()
+                self.entries.append(entry)
+                if not self._sleepers or self._kicked:
+                    return
+                self._kicked = get_ident()
+                self.kicks += 1
+            # Behind the lock: the system call lets the GIL go, and the home that it wakes would run into the lock. Two
+            # contexts that wake each other took twice as long. The kick is owed from here on: see end_sleep_locked()
+            # and kick_is_owed().
+            self._kick()
+        except BaseException:
+            with self.lock:
+                self._kick_after_all_locked()
+            raise
 
     def refusal(self) -> ContextClosed:
         """The error for who comes after the end."""
@@ -99,19 +109,32 @@ class Inbox:
         if self._loop_is_closed is not None and self._loop_is_closed():
             self.closed = True              # its owner closed it without telling us
             raise self.refusal()
-        self.entries.append(entry)
-        if self._sleepers and not self._kicked:     # kick_locked(), less a call on the hot path
-            # Under the lock on purpose: outside it, the home could end and close the file
-            # descriptor between our append and our kick.
-            self._kicked = True
-            self.kicks += 1
-            self._kick()
+        try:
+            self.entries.append(entry)
+            if self._sleepers and not self._kicked:     # kick_locked(), less a call on the hot path
+                # Under the lock on purpose: outside it, the home could end and close the file
+                # descriptor between our append and our kick.
+                self._kicked = get_ident()
+                self.kicks += 1
+                self._kick()
+        except BaseException:
+            self._kick_after_all_locked()
+            raise
 
     def put_back_locked(self, entries: deque[Any]) -> None:
         """Put what was taken and not run before what has come since (a loop of another make)."""
         self.entries.extendleft(reversed(entries))
-        if not self._kicked:
-            self._kicked = True
+        self.kick_locked()
+
+    def _kick_after_all_locked(self) -> None:
+        """A put is left by an exception. Make the kick that it decided on, or that its entry needs.
+
+        By a thread's own mark only: to repeat another's would leave one behind that nobody takes back. One's own may be
+        repeated while the mark stands, for what takes it back takes both.
+        """
+        mine = self._kicked == get_ident()
+        if mine or (self.entries and self._sleepers and not self._kicked and not self.closed):
+            self._kicked = get_ident()
             self._kick()
 
     def notify(self) -> None:                       # any thread
@@ -145,12 +168,15 @@ class Inbox:
                 self._settle()          # before the flag: a put in between still counts on our take()
             except BlockingIOError:     # on its way from a put(): it will end the next sleep, and is settled then
                 return
-            self._kicked = False
+            except BaseException:       # Ctrl-C: was it taken back? With one more the flag is true in any case
+                self._kick()
+                raise
+            self._kicked = 0
 
     def kick_is_owed(self) -> bool:                 # any thread
         """Was a kick decided on that was not taken back? The home waits for it before it closes its way."""
         with self.lock:
-            return self._kicked
+            return bool(self._kicked)
 
     def leave_out_locked(self) -> None:             # lock held, a thread sleeps
         """One of those that sleep is out of reach of a kick, also of one that is on its way."""
@@ -165,9 +191,13 @@ class Inbox:
     def kick_locked(self) -> None:                  # lock held; the loop is not closed
         """End a sleep, whatever its reason."""
         if self._sleepers and not self._kicked:
-            self._kicked = True
-            self.kicks += 1
-            self._kick()
+            try:
+                self._kicked = get_ident()
+                self.kicks += 1
+                self._kick()
+            except BaseException:
+                self._kick_after_all_locked()
+                raise
 
     def serve_foreign(self, loop_is_closed: Callable[[], bool]) -> None:
         """For a loop of another make: it does not say when it sleeps, so the first put of a batch kicks; nor
@@ -177,7 +207,7 @@ class Inbox:
 
     def rearm(self) -> None:                        # with lock held
         """The batch has been taken: the next put kicks again."""
-        self._kicked = False
+        self._kicked = 0
 
     def sleeping(self) -> bool:
         """Is a thread asleep, or about to be?"""
