@@ -124,9 +124,9 @@ def test_a_large_image_is_streamed(capsys: Output, tmp_path: Path, monkeypatch: 
         file.truncate(96 * MIB)
 
     class Watched(Device):
-        def read(self, offset: int, length: int) -> Any:
+        def read(self, offset: int, length: int, caller: Any = None) -> Any:
             seen.append(length)
-            return super().read(offset, length)
+            return super().read(offset, length, caller)
 
     def opened(_spec: str, **options: Any) -> Device:
         device = open_device(f"file:{image}", **options)
