@@ -12,8 +12,9 @@ from typing import Any, TypeVar
 
 from homeloop.block.device import Device
 from homeloop.block.memory import Memory
-from homeloop.nbd.connection import Connection, ConnectionLimits
+from homeloop.nbd.connection import Connection
 from homeloop.nbd.handshake import Agreed
+from homeloop.nbd.limits import ConnectionLimits
 
 T = TypeVar("T")
 LIMIT_S = 10.0

@@ -26,8 +26,8 @@ from homeloop.core.iothread import IOThread
 from homeloop.core.runtime import run
 from homeloop.errors import HomeloopError
 from homeloop.nbd.client import connect
-from homeloop.nbd.connection import ConnectionLimits
 from homeloop.nbd.credentials import TlsCredentials
+from homeloop.nbd.limits import ConnectionLimits
 from homeloop.nbd.server import Server, ServerLimits
 from homeloop.nbd.tls import TlsSocket, Wire, receive, send_all
 from tests.nbd import wire

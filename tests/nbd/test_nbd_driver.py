@@ -18,7 +18,7 @@ from homeloop.core.runtime import run
 from homeloop.core.workers import to_worker
 from homeloop.errors import BlockError, UsageError
 from homeloop.nbd.client import connect
-from homeloop.nbd.connection import ConnectionLimits
+from homeloop.nbd.limits import ConnectionLimits
 from homeloop.nbd.nbd_driver import open_nbd
 from homeloop.nbd.protocol import TransmissionFlag
 from homeloop.nbd.server import ServerLimits

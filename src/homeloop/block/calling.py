@@ -31,6 +31,7 @@ __all__ = [
     "plain_bytes",
     "quick_path_of",
     "reject_awaitable",
+    "shown",
 ]
 
 T = TypeVar("T")
@@ -116,7 +117,15 @@ def block_error_of(error: Exception, where: str) -> BlockError:
         number = errno.EIO
     if number in _NO_SPACE:
         number = errno.ENOSPC
-    return BlockError(number, f"{where}: {type(error).__name__}: {error}")
+    return BlockError(number, f"{where}: {type(error).__name__}: {shown(error)}")
+
+
+def shown(error: BaseException) -> str:
+    """Return an exception's text; it is somebody else's, and may have none to give."""
+    try:
+        return str(error)
+    except Exception:
+        return "(its text cannot be shown)"
 
 
 def reject_awaitable(result: object, label: str) -> None:
@@ -134,9 +143,9 @@ def plain_bytes(data: object, label: str, offset: int, length: int) -> BytesLike
     reject_awaitable(data, label)
     try:
         view = memoryview(data)         # type: ignore[arg-type]
-    except TypeError:
+    except Exception as error:          # as a rule TypeError; a class of the driver's may raise anything
         text = f"{label} returned {type(data).__name__} for {length} bytes at {offset}"
-        raise BlockError(errno.EIO, text) from None
+        raise BlockError(errno.EIO, text) from (None if type(error) is TypeError else error)
     if view.nbytes != length:
         raise BlockError(errno.EIO, f"{label} returned {view.nbytes} of {length} bytes at {offset}")
     if type(data) is bytes or type(data) is bytearray:

@@ -29,7 +29,9 @@ from typing import Any, Final
 from homeloop.core.context import AioContext
 from homeloop.core.current import current_context
 
-__all__ = ["Job", "Lane"]
+__all__ = ["NOT_BEGUN", "Job", "Lane"]
+
+NOT_BEGUN: Final = object()     # the answer of a job that no thread came to; its error says why
 
 # A drain reports what is done when so much time has passed since it began or last did: about the price of a hop.
 _TELL_AFTER_S: Final = 50e-6
@@ -165,7 +167,7 @@ class Lane:
             self._drains -= drains
             if not self._drains:
                 for job in self._jobs:
-                    job.error = error
+                    job.answer, job.error = NOT_BEGUN, error
                 self._ended.extend(self._jobs)
                 self._jobs.clear()
         self._at_home().loop.call_soon(self._deliver)

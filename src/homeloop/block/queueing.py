@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from homeloop.block.answers import check_written
 from homeloop.block.calling import Method, block_error_of, plain_bytes
 from homeloop.block.counting import Counts
-from homeloop.block.lane import Job, Lane
+from homeloop.block.lane import NOT_BEGUN, Job, Lane
 from homeloop.block.life import Age, Life
 from homeloop.errors import BlockError, ContextClosed
 
@@ -84,13 +84,13 @@ class Queue:
             counted[1] += length
         else:
             self._counts.errors += 1
-            queued.error = _as_told(queued.error, queued.method.label)
+            queued.error = _as_told(queued.error, queued.method.label, begun=queued.answer is not NOT_BEGUN)
         self._life.end(queued.age)
         queued.caller(queued)
 
 
-def _as_told(error: BaseException, label: str) -> BaseException:
-    if isinstance(error, ContextClosed) or not isinstance(error, Exception):
+def _as_told(error: BaseException, label: str, *, begun: bool) -> BaseException:
+    if not isinstance(error, Exception) or (isinstance(error, ContextClosed) and not begun):
         return error
     failure = block_error_of(error, label)
     if failure is not error:

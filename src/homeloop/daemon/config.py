@@ -26,7 +26,7 @@ from homeloop.daemon.nodes import NAME_BYTES_MAX, is_identifier
 from homeloop.daemon.qmp.arguments import ArgumentError
 from homeloop.daemon.toml_lines import KeyPath, line_of, lines_of
 from homeloop.errors import UsageError
-from homeloop.nbd.connection import ConnectionLimits
+from homeloop.nbd.limits import ConnectionLimits
 from homeloop.nbd.server import ServerLimits
 
 __all__ = ["CONFIG_BYTES_MAX", "ConfigError", "ConfiguredExport", "ServeConfig", "TlsConfig", "read_config"]

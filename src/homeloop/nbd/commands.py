@@ -6,11 +6,14 @@ command, and the flags that it may carry. Nothing here knows about sockets or re
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import struct
+import threading
 from collections.abc import Callable
 from typing import Any, Final
 
+from homeloop.block.calling import shown
 from homeloop.block.device import Device
 from homeloop.block.extents import EXTENTS_MAX
 from homeloop.block.queueing import Queued
@@ -18,7 +21,7 @@ from homeloop.errors import BlockError
 from homeloop.nbd.handshake import Agreed
 from homeloop.nbd.protocol import BLOCK_STATUS_EXTENT, Command, CommandFlag
 
-__all__ = ["Commands"]
+__all__ = ["Commands", "failure_of", "is_of_the_device"]
 
 _READ: Final = Command.READ.value
 _WRITE: Final = Command.WRITE.value
@@ -103,6 +106,35 @@ class Commands:
         if ids_bytes and (asked := int.from_bytes(payload[_EFFECT_LENGTH.size :])) != self._allocation_id:
             raise BlockError(errno.EINVAL, f"BLOCK_STATUS of context {asked}, which was not selected")
         return length, bool(ids_bytes)
+
+
+def failure_of(error: BaseException) -> BlockError:
+    """Return what to answer to a request in which the device raised this; home thread.
+
+    The Device makes a BlockError of a driver's exceptions, but lets pass what ends a program or a task: SystemExit,
+    GeneratorExit, CancelledError and their like. Raised by a driver they end that one request, with EIO: in a thread
+    that is not the main one they would end nothing but its loop. Raises `error` itself if it is an Exception, which is
+    a mistake of ours, and for a KeyboardInterrupt in the main thread, which is the user's.
+    """
+    if isinstance(error, BlockError):
+        return error
+    ctrl_c = isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread()
+    if isinstance(error, Exception) or ctrl_c:
+        raise error
+    failure = BlockError(errno.EIO, f"the device raised {type(error).__name__}: {shown(error)}")
+    failure.__cause__ = error
+    return failure
+
+
+def is_of_the_device(error: BaseException) -> bool:
+    """Was it raised by what the running coroutine awaits? False: it was cancelled, or is closed unfinished."""
+    if not isinstance(error, asyncio.CancelledError | GeneratorExit):
+        return True
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no loop runs here
+        return False
+    return task is not None and not task.cancelling()
 
 
 def _flags_allowed(device: Device, agreed: Agreed) -> dict[int, int]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
 from enum import Enum
 from types import CoroutineType
 from typing import Any, Final, TypeAlias
@@ -28,9 +27,10 @@ from homeloop.block.device import Device
 from homeloop.block.queueing import Queued
 from homeloop.errors import BlockError, ConnectionDropped, ContextClosed, PeerError
 from homeloop.nbd.answers import answers_for
-from homeloop.nbd.commands import Commands
+from homeloop.nbd.commands import Commands, failure_of, is_of_the_device
 from homeloop.nbd.counting import ConnectionStatistics
 from homeloop.nbd.handshake import Agreed
+from homeloop.nbd.limits import ConnectionLimits
 from homeloop.nbd.protocol import (
     CHUNK_DONE,
     DATA_CHUNK,
@@ -47,7 +47,7 @@ from homeloop.nbd.sending import SendQueue
 from homeloop.nbd.tls import Watcher, Wire, watcher_of
 from homeloop.nbd.transmission import Request, RequestReader
 
-__all__ = ["Connection", "ConnectionLimits", "Spawn"]
+__all__ = ["Connection", "Spawn"]
 
 Spawn: TypeAlias = Callable[[Coroutine[Any, Any, None]], object]
 # command, command flags, cookie, offset, length: a request as its reply needs it
@@ -65,20 +65,6 @@ _pack_data: Final = DATA_CHUNK.pack
 # works on the first replies while we make the next: with 256 KiB, 64 reads of 4 KiB in flight are served at 90,000
 # a second, with 64 KiB at 154,000, with 16 KiB at 76,000 (fio on a unix socket, two cores).
 _FLUSH_BYTES: Final = 64 << 10
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ConnectionLimits:
-    """What one client may occupy. Above a limit its requests wait; each may be passed by one request's payload."""
-
-    requests_max: int = 256  # in flight: begun, waiting for the device
-    payload_bytes_max: int = PAYLOAD_BYTES_DEFAULT_MAX  # of one READ or WRITE; what is advertised at most
-    in_flight_bytes_max: int = 64 << 20  # payload of the requests in flight
-    unsent_bytes_max: int = 16 << 20  # replies that the client does not take
-    unsent_pieces_max: int = 8192  # the same, counted: sixteen-byte replies have their overhead
-    turn_requests_max: int = 256  # then others get their turn: about 1.5 ms of inline requests
-    turn_bytes_max: int = 4 << 20
-    linger_s: float = 10.0  # for the client to take its last replies
 
 
 class _State(Enum):
@@ -328,11 +314,11 @@ class Connection:
             if command == _READ and not flags and length <= payload_bytes_max:
                 try:
                     answer = read(offset, length, on_queued)
-                except BlockError as error:
+                except BaseException as error:
                     out.unsent_bytes += size
                     turn_bytes += size
                     size = 0
-                    self._refuse((_READ, 0, cookie, offset, length), error)
+                    self._refuse((_READ, 0, cookie, offset, length), failure_of(error))
                     if self._state is _State.OPEN:
                         continue
                     break
@@ -383,8 +369,8 @@ class Connection:
             data = memoryview(bytes(payload))
         try:
             answer = self._commands.ask(command, flags, offset, length, data, self._on_queued)
-        except BlockError as error:
-            self._refuse(asked, error)
+        except BaseException as error:
+            self._refuse(asked, failure_of(error))
             return
         kind = type(answer)
         waits = kind is CoroutineType or kind is Queued
@@ -461,24 +447,32 @@ class Connection:
 
     async def _finish(self, number: int, answer: Any, asked: _Asked, payload_bytes: int) -> None:
         result: Any = None
-        failure: Exception | None = None
+        failure: BaseException | None = None
         try:
             result = await answer
-        except Exception as error:
+        except BaseException as error:
+            if not is_of_the_device(error):
+                if isinstance(error, asyncio.CancelledError):
+                    # The home is ending. There will be no reply, and the client must not wait for one.
+                    self._one_less(number, payload_bytes)
+                    self._close_socket()
+                raise
             failure = error
-        except asyncio.CancelledError:
-            # The home is ending. There will be no reply, and the client must not wait for one.
-            self._one_less(number, payload_bytes)
-            self._close_socket()
-            raise
         self._one_less(number, payload_bytes)
         self._finished(asked, result, failure)
 
     def _finished(self, asked: _Asked, result: Any, failure: BaseException | None) -> None:
         """A request that waited has ended: queue its reply, if there is still somebody to take it."""
-        if failure is not None and not isinstance(failure, BlockError):
-            self._close_socket(None if isinstance(failure, ContextClosed) else failure)
-        elif self._state is not _State.OPEN and self._state is not _State.DRAINING:
+        if isinstance(failure, ContextClosed):
+            self._close_socket()
+            return
+        if failure is not None:
+            try:
+                failure = failure_of(failure)
+            except Exception as error:  # ours
+                self._close_socket(error)
+                return
+        if self._state is not _State.OPEN and self._state is not _State.DRAINING:
             self._errors += failure is not None
         elif failure is not None:
             self._refuse(asked, failure)

@@ -25,10 +25,11 @@ from homeloop.core.context import AioContext
 from homeloop.core.coroutine import Coroutine
 from homeloop.core.starting import start_now
 from homeloop.errors import PeerError, UsageError, WrongState, WrongThread
-from homeloop.nbd.connection import Connection, ConnectionLimits
+from homeloop.nbd.connection import Connection
 from homeloop.nbd.credentials import TlsCredentials
 from homeloop.nbd.export import Export, ExportStatistics, Offers, OnError
 from homeloop.nbd.handshake import Ended, Handshake, HandshakeLimits, Negotiated, TlsMode, find_export
+from homeloop.nbd.limits import ConnectionLimits
 from homeloop.nbd.listening import Listener, adopt_listener, listen_tcp, listen_unix, peer_name
 from homeloop.nbd.tls import TlsSocket, Wire, receive, send_all
 from homeloop.nbd.uri import NbdUri, format_uri
