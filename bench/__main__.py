@@ -12,6 +12,7 @@ from pathlib import Path
 from bench import (
     machine,
     report,
+    rows_beside,
     rows_call,
     rows_copy,
     rows_loop,
@@ -28,8 +29,8 @@ from bench.rows_nbd import NbdPlan
 RESULTS = Path(__file__).parent / "results"
 FULL = Plan(rounds=11, round_s=0.08, program_rounds=7)
 QUICK = Plan(rounds=5, round_s=0.03, program_rounds=3)
-NBD_FULL = NbdPlan(size=1 << 30, fio_s=2.0)
-NBD_QUICK = NbdPlan(size=128 << 20, fio_s=0.5)
+NBD_FULL = NbdPlan(size=1 << 30, fio_size=256 << 20, fio_s=2.0)
+NBD_QUICK = NbdPlan(size=128 << 20, fio_size=64 << 20, fio_s=0.3)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -59,6 +60,7 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
         *rows_memory.rows(),
         *rows_nbd.rows(NBD_QUICK if options.quick else NBD_FULL),
         *rows_python.rows(NBD_QUICK if options.quick else NBD_FULL),
+        *rows_beside.rows(NBD_QUICK if options.quick else NBD_FULL),
         *rows_copy.rows((NBD_QUICK if options.quick else NBD_FULL).size),
     ]
     return [row for row in rows if options.only is None or re.search(options.only, row.name, re.IGNORECASE)]

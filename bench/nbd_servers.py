@@ -66,6 +66,38 @@ def qemu_nbd_server(image: Path, folder: Path) -> contextlib.AbstractContextMana
 
 
 @contextlib.contextmanager
+def nbd_server(image: Path, folder: Path) -> Iterator[str]:
+    """The reference server, a process for each connection. It goes into the background, or serves but one client."""
+    path, config, pid = folder / "nbd-server.sock", folder / "nbd-server.conf", folder / "nbd-server.pid"
+    config.write_text(f"[generic]\nunixsock = {path}\n[{EXPORT}]\nexportname = {image}\n", encoding="utf-8")
+    command = [need_command("nbd-server"), "-C", str(config), "-p", str(pid)]
+    # It closes what it inherited; only its first process is waited for.
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        if process.wait(START_WITHIN_S):
+            raise Missing(f"nbd-server exited with {process.returncode}")
+        wait_connected(path)
+        yield f"nbd+unix:///{EXPORT}?socket={path}"
+    finally:
+        process.kill()
+        process.wait()
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int(pid.read_text(encoding="utf-8")), signal.SIGTERM)
+
+
+def wait_connected(path: Path) -> None:
+    deadline = time.monotonic() + START_WITHIN_S
+    while time.monotonic() < deadline:
+        with socket.socket(socket.AF_UNIX) as probe, contextlib.suppress(OSError):
+            probe.connect(str(path))
+            return
+        time.sleep(0.02)
+    raise Missing(f"does not accept on its socket after {START_WITHIN_S:.0f} s")
+
+
+@contextlib.contextmanager
 def running(command: Sequence[str], path: Path) -> Iterator[str]:
     """Start a server, wait until it accepts, yield its URI, end it with SIGTERM."""
     log_path = path.with_suffix(".log")

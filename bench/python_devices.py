@@ -1,4 +1,4 @@
-"""The devices of rows_python.py, served by us: python -m bench.python_devices KIND SOCKET.
+"""The devices of rows_python.py, served by us: python -m bench.python_devices KIND SOCKET; and of rows_beside.py.
 
 All keep their bytes in one bytearray; what differs is how their methods are written. nbdkit_device.py is the same for
 nbdkit's Python plugin.
@@ -18,6 +18,7 @@ from homeloop.block.driver import Driver
 
 SIZE = 64 << 20
 LATENCY_S = 5e-3
+BURN_S = 20e-3
 
 
 class Serialised:
@@ -76,6 +77,20 @@ class SlowAsync(Async):
     async def read(self, offset: int, length: int) -> bytes | bytearray:
         await asyncio.sleep(LATENCY_S)
         return self.data[offset : offset + length]
+
+
+class Sleeping(SlowParallel):
+    """The neighbour of rows_beside.py that sleeps: its requests hold worker threads and nothing else."""
+
+
+class Burning(Serialised):
+    """The neighbour that burns CPU: Python code on a worker thread that never lets the GIL go by itself."""
+
+    def read(self, offset: int, length: int) -> bytes | bytearray:
+        until = time.perf_counter() + BURN_S
+        while time.perf_counter() < until:
+            pass
+        return super().read(offset, length)
 
 
 KINDS: dict[str, Callable[[], Driver]] = {
