@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from homeloop.core.aftermath import LoopCallback, Unretrieved
 from homeloop.core.current import current_context
-from homeloop.core.joining import Joined
+from homeloop.core.joining import wait_for_end
 from homeloop.core.loop import (
     DIRECT,
     HomeLoop,
@@ -44,7 +44,6 @@ from homeloop.core.loop import (
 )
 from homeloop.core.stacks import await_frames, stack_text, traceback_frames
 from homeloop.core.states import CoroutineState
-from homeloop.core.waitgraph import begin_await, end_await
 from homeloop.errors import WrongState
 
 if TYPE_CHECKING:
@@ -103,6 +102,7 @@ class Coroutine(Generic[T]):
         "_unretrieved",
         "_vars",
         "context",
+        "link",
     )
 
     _result: T                          # set with _state DONE
@@ -149,6 +149,7 @@ class Coroutine(Generic[T]):
         self._fut_waiter: Any = None                            # home: the future that it awaits
         self._must_cancel = False                               # home: throw _error at the next step
         self._cancels = 0                                       # home: cancel() less uncancel()
+        self.link: Any = None                                   # home: what it awaits, for the wait graph
         self._live = False                                      # home: known to the context and asyncio.all_tasks()
 
     # -- asking: any thread, never waits ---------------------------------------------------------------
@@ -410,18 +411,7 @@ class Coroutine(Generic[T]):
             me = current_coroutine()
             if me is self:
                 raise RuntimeError(f"{self!r} cannot await itself")
-            joined = Joined(self)
-            # Just spawned, where we run: it waits for nothing, and its home is us.
-            fresh = me is not None and self._state is _SCHEDULED and me.context is self.context
-            try:
-                waiter = begin_await(joined, fresh)
-            except BaseException:
-                joined.withdraw()
-                raise
-            try:
-                yield from joined
-            finally:
-                end_await(waiter)
+            yield from wait_for_end(self, me)
         return self.outcome()
 
     # -- running: home thread --------------------------------------------------------------------------

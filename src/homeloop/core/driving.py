@@ -126,14 +126,10 @@ class Driving:
 
 
 def prepare_drive(home: HomeLoop) -> None:
-    """A thread without a context, which has the big lock, is about to run the coroutine of its call().
-
-    If the last call() came to wait, be the driver from now on: what this one waits for may come before drive(), and
-    would wake the home. end_drive() is owed.
-    """
-    driving = home.driving
-    if driving is not None and driving.expected:
-        driving.begin()
+    """A thread without a context, which has the big lock, is about to run the coroutine of a call() that is expected to
+    wait: what it waits for may come before drive(), and would wake the home. end_drive() is owed."""
+    if home.driving is not None:
+        home.driving.begin()
 
 
 def drive(home: HomeLoop, co: Coroutine[Any], end: float | None) -> None:

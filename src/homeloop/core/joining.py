@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from homeloop.core.current import current_context
-from homeloop.core.waitgraph import Hop
+from homeloop.core.states import CoroutineState
+from homeloop.core.waitgraph import Hop, begin_await, begin_join, end_await
 
 if TYPE_CHECKING:
     from homeloop.core.coroutine import Coroutine
 
-__all__ = ["Joined"]
+__all__ = ["Joined", "wait_for_end"]
 
 
 class Joined(asyncio.Future[None]):
@@ -84,6 +85,27 @@ class Joined(asyncio.Future[None]):
             super().cancel(*self._too_late)
         else:
             self.set_result(None)
+
+
+def wait_for_end(co: Coroutine[Any], me: Coroutine[Any] | None) -> Generator[Any, Any, None]:
+    """What `await co` does in me (None: in an asyncio task) while co has not ended."""
+    joined = Joined(co)
+    task = None
+    try:
+        if me is None:
+            task = begin_await(joined)
+        else:
+            # Just spawned, where we run: it waits for nothing, and its home is us.
+            begin_join(me, joined, co.context is me.context and co.state is CoroutineState.SCHEDULED)
+        yield from joined
+    except BaseException:
+        joined.withdraw()       # for one that was refused, or will never be resumed
+        raise
+    finally:
+        if me is None:
+            end_await(task)
+        else:
+            me.link = None
 
 
 def _poster(loop: asyncio.AbstractEventLoop) -> Callable[..., object]:

@@ -131,7 +131,7 @@ class HomeLoop(asyncio.SelectorEventLoop):
 
     # Slots: beside asyncio's own attributes these would be too many for CPython to find them fast.
     __slots__ = (
-        "_careful", "_drive_s", "_iteration", "_kick_fd", "_polls", "context", "gate", "home_ident", "inbox",
+        "_careful", "_drive_s", "_iteration", "_kick_fd", "_polls", "context", "driving", "gate", "home_ident", "inbox",
         "sleeps_until", "turns",
     )
 
@@ -163,6 +163,7 @@ class HomeLoop(asyncio.SelectorEventLoop):
         self.turns = 0                                          # home: entries run, without those that do not count
         self._polls = 0                                         # home: poll()s on the stack
         self._careful = 0                                       # home: ... and drives
+        self.driving: Driving | None = None                     # big lock: once somebody wished to drive
         self._drive_s: float | None = None                      # big lock: how long who drives may sleep
         self._iteration = 0                                     # home: iterations begun
         self._kick_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if hasattr(os, "eventfd") else -1
@@ -305,10 +306,10 @@ class HomeLoop(asyncio.SelectorEventLoop):
         polling = getattr(self._selector, "polling", None)      # a closed loop has no selector
         return None if polling is None else polling.statistics()
 
-    @property
-    def driving(self) -> Driving | None:            # big lock
-        """Who else may serve the loop; None where it cannot be driven."""
-        return self._selector.driving
+    def wish_to_drive(self) -> bool:                # big lock
+        """Can another thread than the home serve the loop? Then `driving` is there from now on."""
+        self.driving = self._selector.wish_to_drive()
+        return self.driving is not None
 
     def orphan(self) -> None:
         """In a forked child: the home and who drove are threads of the parent."""

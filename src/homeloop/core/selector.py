@@ -183,9 +183,8 @@ class HomeSelector(selectors.DefaultSelector):
         self._epoch += 1
         return found
 
-    @property
-    def driving(self) -> Driving | None:            # big lock
-        """Who else may serve the loop; None where it cannot be driven."""
+    def wish_to_drive(self) -> Driving | None:      # big lock
+        """Who else may serve the loop, from the first wish on; None where it cannot be driven."""
         if self._driving is None and self._epoll is not None:
             self._driving = Driving(self.loop.inbox, self._epoll)
         return self._driving

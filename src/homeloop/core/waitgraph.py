@@ -50,6 +50,7 @@ __all__ = [
     "LockTurn",
     "Sleep",
     "begin_await",
+    "begin_join",
     "count_owner_wait",
     "cycles",
     "end_await",
@@ -233,6 +234,22 @@ def end_await(me: Any) -> None:
     _awaits.pop(id(me), None)
 
 
+def begin_join(me: Coroutine[Any], link: Link, fresh: bool) -> None:
+    """begin_await() of a Coroutine that is known: it holds its link itself, which is 1 us less than the dict.
+
+    WouldDeadlock if it closes a cycle. The caller sets me.link back to None, whatever happens. cycles() needs no list
+    of these waits: they are always refused, so that a cycle that is there has a wait of another kind in it.
+    """
+    me.link = link
+    with _fence:
+        awaited = _owner_waits
+    if fresh or not (awaited or me.has_waiters()) or _goes_on(link):
+        return
+    way = _cycle(me)
+    if way is not None:
+        raise WouldDeadlock(_text(way))
+
+
 def cycles() -> list[str]:
     """Each cycle that is there, described. Any thread, for people: waits for nothing, takes no lock."""
     found: dict[frozenset[int], str] = {}
@@ -267,7 +284,10 @@ def needs_of_owner(owner: Any, why: str) -> list[Hop | AnyOf]:
 
 def sleeps_of(ident: int) -> list[Sleep]:
     """The sleeps of a thread, the innermost last."""
-    found = [ref() for ref in list(_stacks.get(ident, ()))]
+    stack = _stacks.get(ident)
+    if not stack:
+        return []
+    found = [ref() for ref in list(stack)]
     return [sleep for sleep in found if sleep is not None and sleep.link is not None]
 
 
@@ -324,8 +344,10 @@ def _link_of(node: Any) -> Link | None:
     if isinstance(node, Sleep):
         link = node.link
     else:
-        entry = _awaits.get(id(node))
-        link = None if entry is None or entry[0]() is not node else entry[1]()
+        link = getattr(node, "link", None)      # a Coroutine's
+        if link is None:
+            entry = _awaits.get(id(node))
+            link = None if entry is None or entry[0]() is not node else entry[1]()
     return link if link is not None and link.pending() else None
 
 

@@ -85,39 +85,67 @@ def _drive_held(context: AioContext, home: HomeLoop, co: Coroutine[Any], end: fl
     if context.closed:                  # it ended while we waited for the lock
         co.abandon_unborn()
         raise context.inbox.refusal()
+    if home.driving is not None and home.driving.expected:
+        _drive_expecting(context, home, co, end)
+        return
+    _run_driven(context, home, co, end)
+    if co.done():
+        context.counters.calls_driven += 1
+        return
+    co.become_known()
+    if home.wish_to_drive():
+        try:
+            if not ctrl_c_may_come():       # else the next call() is expected to wait
+                driving.drive(home, co, end)
+        finally:
+            driving.end_drive(home, True)
+    _count_call(context, co)
+
+
+def _run_driven(context: AioContext, home: HomeLoop, co: Coroutine[Any], end: float | None) -> None:
+    """Run co until it ends or waits for something that is not ready."""
+    outer, context.driven = context.driven, co      # known only to us: registering it can wait until we let go
+    try:
+        context.run_new(co)
+        while not co.done() and (end is None or time.monotonic() < end) and home.take_if_alone(co):
+            context.run_chain(co)
+    finally:
+        context.driven = outer
+
+
+def _drive_expecting(context: AioContext, home: HomeLoop, co: Coroutine[Any], end: float | None) -> None:
+    """The last call() came to wait. So be the driver before this one begins: what it waits for may come at once, and
+    would wake the home."""
     if not ctrl_c_may_come():
-        _run_and_drive(context, home, co, end)
-    elif home.driving is not None and home.driving.expected and ctrl_c_is_ours():
+        _run_as_driver(context, home, co, end)
+    elif ctrl_c_is_ours():
         # An exception between two steps of the loop would lose what others have queued.
         with ctrl_c_cancels(co, raise_in_waits=False) as interrupts:
-            _run_and_drive(context, home, co, end)
+            _run_as_driver(context, home, co, end)
         if interrupts and (co.cancelled() or not co.done()):
             raise KeyboardInterrupt
     else:
-        _run_and_drive(context, home, co, end, may_drive=False)
+        _run_driven(context, home, co, end)
+        if not co.done():
+            co.become_known()
+        driving.end_drive(home, not co.done())
+    _count_call(context, co)
 
 
-def _run_and_drive(
-    context: AioContext, home: HomeLoop, co: Coroutine[Any], end: float | None, *, may_drive: bool = True
-) -> None:
+def _run_as_driver(context: AioContext, home: HomeLoop, co: Coroutine[Any], end: float | None) -> None:
     waits = False
-    outer, context.driven = context.driven, co      # known only to us: registering it can wait until we let go
     try:
-        if may_drive:
-            driving.prepare_drive(home)
-        try:
-            context.run_new(co)
-            while not co.done() and (end is None or time.monotonic() < end) and home.take_if_alone(co):
-                context.run_chain(co)
-        finally:
-            context.driven = outer
+        driving.prepare_drive(home)
+        _run_driven(context, home, co, end)
         waits = not co.done()
         if waits:
             co.become_known()
-            if may_drive:
-                driving.drive(home, co, end)
+            driving.drive(home, co, end)
     finally:
         driving.end_drive(home, waits)
+
+
+def _count_call(context: AioContext, co: Coroutine[Any]) -> None:
     if co.done():
         context.counters.calls_driven += 1
     else:
