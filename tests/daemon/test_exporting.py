@@ -23,7 +23,9 @@ from homeloop.daemon.exporting import Daemon, ExportConfig, ListenConfig
 from homeloop.errors import BlockError, PeerError, UsageError, WrongState
 from homeloop.nbd.client import connect
 from homeloop.nbd.server import ServerLimits
+from homeloop.nbd.serving import serve
 from homeloop.nbd.uri import parse_uri
+from tests.block.filters.test_partition import mbr
 
 T = TypeVar("T")
 LIMIT_S = 20.0
@@ -131,6 +133,23 @@ def test_filters_of_an_export(tmp_path: Path) -> None:
 
     within_limit(main())
     assert image.read_bytes() == b"i" * 8192
+
+
+def test_a_partition_of_another_servers_export() -> None:
+    """Its table is read at the export's home: an NBD client is at home where it was asked first."""
+    disk = Memory(MIB)
+    disk.write(0, mbr((0x83, 64, 512)))
+    disk.write(64 * 512, b"first")
+
+    async def main() -> None:
+        async with serve(disk) as uri, Daemon() as daemon:
+            await daemon.add_export(ExportConfig(source=uri, name="a", filters=("partition:number=1",)))
+            await daemon.listen(ListenConfig())
+            async with connect(daemon.server.uri("a")) as client:
+                assert client.size == 512 * 512
+                assert bytes(await client.read(0, 5)) == b"first"
+
+    within_limit(main())
 
 
 def test_exports_are_dealt_in_turn(drivers: dict[str, Any]) -> None:

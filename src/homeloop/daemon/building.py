@@ -46,9 +46,14 @@ async def open_node(nodes: Nodes, options: dict[str, Any], *, owned: bool = True
         if "node-name" in options:      # again: what is below it may have taken the name, or somebody else meanwhile
             nodes.check_new(name)
         devices: dict[str, Device] = {member: child.device for member, child in children.items()}
+        home = next((child.home for child in children.values()), nodes.context)
+        if kind.asks:
+            for child in children.values():
+                nodes.settle(child, child.home)
         return await nodes.open(
-            name, options["driver"], lambda _made: kind.make(options, devices), children=tuple(children.values()),
-            options=options, read_only=bool(options.get("read-only")), owned=owned, movable=kind.movable,
+            name, options["driver"], lambda _made: kind.make(options, devices, home),
+            children=tuple(children.values()), options=options, read_only=bool(options.get("read-only")), owned=owned,
+            movable=kind.movable, home=home,
         )
     except BaseException:
         for child in children.values():

@@ -242,7 +242,8 @@ class Daemon:
         free = is_identifier(config.name) and nodes.is_free(config.name)
         node = await nodes.open(
             config.name if free else nodes.free_name(), config.source.partition(":")[0],
-            functools.partial(_opening, config), options={"source": config.source}, home=iothread.context,
+            functools.partial(_opening, config, iothread.context), options={"source": config.source},
+            home=iothread.context,
         )
         try:
             return await self.offer(
@@ -450,8 +451,8 @@ class _Parts:
     objects: IOThreads
 
 
-def _opening(config: ExportConfig, made: list[Device]) -> None:
-    """Open a device with its filters, in a worker. What is in `made` by then is closed if one fails."""
+def _opening(config: ExportConfig, home: AioContext, made: list[Device]) -> None:
+    """Open a device with its filters, in a worker, for this home. What is in `made` by then is closed if one fails."""
     filters = [parse_filter(text) for text in config.filters]
     # Nothing is written through it: so others may read the image meanwhile, and it may be one that we may not write.
     covered = any(spec.name == "cow" for spec in filters)
@@ -460,7 +461,7 @@ def _opening(config: ExportConfig, made: list[Device]) -> None:
     read_only = config.read_only or covered
     made.append(open_device(config.source, read_only=read_only, size=config.size, create=config.size is not None))
     for spec in filters:
-        made[0] = apply_filters(made[0], [spec])
+        made[0] = apply_filters(made[0], [spec], run=home.call)
 
 
 def _text_of(error: Exception) -> str:

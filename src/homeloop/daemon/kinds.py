@@ -18,6 +18,7 @@ from homeloop.block.file import File
 from homeloop.block.filters.specs import FilterSpec, apply_filters, parse_filter
 from homeloop.block.memory import Memory
 from homeloop.block.null import Null
+from homeloop.core.context import AioContext
 from homeloop.daemon.qmp.arguments import BOOL, SIZE, STRING, ArgumentError, Choice, Enum, Member, Shape, Struct, Union
 from homeloop.daemon.window import Window
 from homeloop.errors import BlockError, PeerError, UsageError
@@ -36,18 +37,20 @@ _FILTERS: Final = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Kind:
-    """One kind of node. make(options, children): children's devices by member name, in a worker."""
+    """One kind of node. make(options, children, home): children's devices by member name, in a worker; at their home
+    only they may be asked anything."""
 
-    make: Callable[[Options, Mapping[str, Device]], Driver | Device]
+    make: Callable[[Options, Mapping[str, Device], AioContext], Driver | Device]
     members: tuple[Member, ...] = ()
     children: tuple[str, ...] = field(default=())
     movable: bool = True            # may go to another context once it was used
+    asks: bool = False              # make() asks its children
 
 
 _FILE: Final = Choice("BlockdevRef", {str: lambda: STRING, dict: lambda: NODE_OPTIONS})
 
 
-def _file(options: Options, children: Mapping[str, Device]) -> Driver:
+def _file(options: Options, children: Mapping[str, Device], home: AioContext) -> Driver:
     filename = options["filename"]
     if not filename or "\0" in filename:
         raise UsageError("The 'file' block driver requires a file name")
@@ -60,7 +63,7 @@ def _file(options: Options, children: Mapping[str, Device]) -> Driver:
         raise
 
 
-def _python(options: Options, children: Mapping[str, Device]) -> Driver:
+def _python(options: Options, children: Mapping[str, Device], home: AioContext) -> Driver:
     module_name, class_name = options["module"], options["class"]
     try:
         module = importlib.import_module(module_name)
@@ -78,7 +81,7 @@ def _python(options: Options, children: Mapping[str, Device]) -> Driver:
     return made
 
 
-def _nbd(options: Options, children: Mapping[str, Device]) -> Driver:
+def _nbd(options: Options, children: Mapping[str, Device], home: AioContext) -> Driver:
     server, export = options["server"], options.get("export", "")
     if server["type"] == "unix":
         uri, named = NbdUri(socket=server["path"], export=export), server["path"]
@@ -127,12 +130,12 @@ def _filter_kind(name: str, required: bool) -> Kind:
     """The kind of nodes that a filter makes: over `file`, with `options`."""
     takes = _FilterOptions(name)
 
-    def make(options: Options, children: Mapping[str, Device]) -> Device:
+    def make(options: Options, children: Mapping[str, Device], home: AioContext) -> Device:
         spec = options.get("options") or takes.spec({})
-        return apply_filters(Device(Window(children["file"]), name=name), [spec])
+        return apply_filters(Device(Window(children["file"]), name=name), [spec], run=home.call)
 
     members = (Member("file", _FILE), Member("options", takes, optional=not required))
-    return Kind(make=make, members=members, children=("file",), movable=False)
+    return Kind(make=make, members=members, children=("file",), movable=False, asks=name == "partition")
 
 
 class _AnyObject(Struct):
@@ -149,17 +152,17 @@ KINDS: Final[dict[str, Kind]] = {
         members=(Member("filename", STRING), Member("locking", Enum("auto", "on"), optional=True)),
     ),
     "raw": Kind(
-        make=lambda options, children: Window(children["file"], options.get("offset", 0), options.get("size")),
+        make=lambda options, children, home: Window(children["file"], options.get("offset", 0), options.get("size")),
         members=(
             Member("file", _FILE), Member("offset", SIZE, optional=True), Member("size", SIZE, optional=True),
         ),
         children=("file",),
     ),
     "null-co": Kind(
-        make=lambda options, children: Null(options.get("size", _NULL_SIZE)),
+        make=lambda options, children, home: Null(options.get("size", _NULL_SIZE)),
         members=(Member("size", SIZE, optional=True), Member("read-zeroes", BOOL, optional=True)),
     ),
-    "memory": Kind(make=lambda options, children: Memory(options["size"]), members=(Member("size", SIZE),)),
+    "memory": Kind(make=lambda options, children, home: Memory(options["size"]), members=(Member("size", SIZE),)),
     "python": Kind(
         make=_python,
         members=(

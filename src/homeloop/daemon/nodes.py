@@ -54,7 +54,7 @@ class Node:
         self.options = options                  # as it was asked for
         self.owned = owned                      # blockdev-del may name it; False: it goes with its parent
         self.movable = movable                  # False: its driver keeps things of the context where it was used
-        self.settled = False                    # it, or one of its family, has been used by an export
+        self.settled = False                    # it, or one of its family, has been asked something at its home
         self.offered = False                    # has been exported itself
 
     def __repr__(self) -> str:
@@ -77,7 +77,7 @@ class Nodes(Mapping[str, Node]):
     """All nodes, by name, oldest first. The main context's."""
 
     def __init__(self, context: AioContext) -> None:
-        self._context = context
+        self.context = context                  # the main context
         self._nodes: dict[str, Node] = {}
         self._opening: set[str] = set()         # names that are taken by what is being opened, or closed
         self._numbers = itertools.count(1)
@@ -120,7 +120,7 @@ class Nodes(Mapping[str, Node]):
         for its children's, else the main context. Cancelled or failed: waits for make(), and closes what it made.
         """
         if home is None:
-            home = children[0].home if children else self._context
+            home = children[0].home if children else self.context
         made: list[Device] = []
 
         def opening() -> None:
@@ -135,7 +135,7 @@ class Nodes(Mapping[str, Node]):
             await to_worker(opening)
         except BaseException:
             for device in made:
-                await run_at(home, self._context, device.close())
+                await run_at(home, self.context, device.close())
             raise
         finally:
             self._opening.discard(name)
@@ -172,7 +172,7 @@ class Nodes(Mapping[str, Node]):
             del self._nodes[node.name]
             self._opening.add(node.name)        # an image is locked until it is closed
             try:
-                await run_at(node.home, self._context, node.device.close())
+                await run_at(node.home, self.context, node.device.close())
             except Exception as exc:
                 failure = failure or exc
             finally:
@@ -218,12 +218,12 @@ class Nodes(Mapping[str, Node]):
         stay = [f"node '{node.name}'" for node in there if node.exports or (node.settled and not node.movable)]
         if not stay:
             for node in there:
-                node.home = self._context
+                node.home = self.context
         return stay
 
     async def run_at_home(self, node: Node, coro: Any) -> Any:
         """Run a coroutine of a node's device where that is at home."""
-        return await run_at(node.home, self._context, coro)
+        return await run_at(node.home, self.context, coro)
 
 
 async def run_at(home: AioContext, here: AioContext, coro: Any) -> Any:

@@ -144,6 +144,28 @@ def test_a_name_that_is_taken_while_the_inline_child_is_opened(tmp_path: Path) -
     run(main())
 
 
+def test_a_partition_is_looked_for_where_its_disk_is_at_home(tmp_path: Path) -> None:
+    """Not by the worker that makes the node, on a loop of its own: an export of the disk may be busy at its home."""
+    async def main() -> None:
+        async with controlled(tmp_path) as (daemon, _monitors, client):
+            await client.run("object-add", qom_type="iothread", id="io0")
+            await serving(client, tmp_path)
+            for name in ("busy", "idle"):
+                await client.run("blockdev-add", **picky(name))
+            await client.run("block-export-add", type="nbd", id="e0", node_name="busy", iothread="io0")
+            for name in ("busy", "idle"):
+                with pytest.raises(Failed, match="the device has no partition table"):
+                    await client.run(
+                        "blockdev-add", driver="partition", node_name="p", file=name, options={"number": 1}
+                    )
+            assert Picky.asked_in == ["io0", daemon.nodes["idle"].home.name]
+            # It may have tied things to that home: it stays there.
+            await client.run("block-export-add", type="nbd", id="e1", node_name="idle", iothread="io0")
+            assert daemon.exports["e1"].home_name == daemon.nodes.context.name
+
+    run(main())
+
+
 def test_inline_children_go_with_their_parent(tmp_path: Path) -> None:
     """Also when the parent cannot be opened; nobody can name them."""
     async def main() -> None:
@@ -437,10 +459,10 @@ def test_a_node_stays_while_another_is_opened_over_it(tmp_path: Path, monkeypatc
     opening, go = threading.Event(), threading.Event()
     plain = kinds.KINDS["raw"].make
 
-    def slowly(options: Any, children: Any) -> Any:
+    def slowly(options: Any, children: Any, home: Any) -> Any:
         opening.set()
         assert go.wait(LIMIT_S)
-        return plain(options, children)
+        return plain(options, children, home)
 
     monkeypatch.setitem(kinds.KINDS, "raw", dataclasses.replace(kinds.KINDS["raw"], make=slowly))
 

@@ -154,17 +154,22 @@ def parse_filter(text: str) -> FilterSpec:
     return FilterSpec(text, name, options)
 
 
-def apply_filters(device: Device, filters: Iterable[str | FilterSpec]) -> Device:
+def apply_filters(
+    device: Device, filters: Iterable[str | FilterSpec], *, run: Callable[[Any], Any] | None = None
+) -> Device:
     """Put filters over a device, the first next to it, the last what the world sees. May block: a worker's.
 
-    The device must not be in use. Raises UsageError for a filter that does not fit, quoting it, BlockError for a
-    device that cannot be read; the device is not closed then.
+    run: runs a coroutine, as the call() of the device's home does: a filter may have to read the device. None: on a
+    loop of our own; the device must not be in use then, nor keep anything of the loop that it was used in first.
+
+    Raises UsageError for a filter that does not fit, quoting it, BlockError for a device that cannot be read; the
+    device is not closed then.
     """
     name = device.name
     for spec in [parse_filter(one) if isinstance(one, str) else one for one in filters]:
         try:
             made = _KINDS[spec.name].make(device, **spec.options)
-            device = Device(_finished(made) if asyncio.iscoroutine(made) else made, name=name)
+            device = Device((run or _finished)(made) if asyncio.iscoroutine(made) else made, name=name)
         except UsageError as error:
             raise UsageError(f"filter {spec.text!r}: {error}") from error
     return device
