@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,8 +14,11 @@ import pytest
 
 from homeloop.block.file import File
 from homeloop.block.memory import Memory
+from homeloop.core.iothread import IOThread
 from homeloop.core.runtime import run
+from homeloop.core.workers import to_worker
 from homeloop.errors import BlockError, UsageError
+from homeloop.nbd import copying
 from homeloop.nbd.copy_ends import End, open_source, open_target
 from homeloop.nbd.copying import CopyPlan, Moved, check_ends, compare, copy
 from homeloop.nbd.serving import serve
@@ -22,6 +26,7 @@ from tests.block.images import allocated_bytes, need_holes
 from tests.nbd.talking import Gated, soon, until
 from tests.nbd.test_interop import image, tell
 
+LIMIT_S = 20.0
 SIZE = 16 << 20                 # of image()
 SMALL = CopyPlan(lanes=3, requests=4, request_bytes=64 << 10)
 
@@ -261,6 +266,32 @@ def test_cancelled() -> None:
                 await soon(copying)
 
     run(main())
+
+
+def test_cancelled_while_a_lane_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start goes on in its worker: the thread is ended again."""
+    starting, go = threading.Event(), threading.Event()
+
+    class Slow(IOThread):
+        def start(self) -> IOThread:
+            starting.set()
+            assert go.wait(LIMIT_S)
+            return super().start()
+
+    monkeypatch.setattr(copying, "IOThread", Slow)
+
+    async def main() -> None:
+        async with copying.Lanes() as lanes:
+            taking = asyncio.ensure_future(lanes.take(2))
+            assert await to_worker(starting.wait, LIMIT_S)
+            taking.cancel()
+            await asyncio.sleep(0)
+            go.set()
+            with pytest.raises(asyncio.CancelledError):
+                await taking
+
+    run(soon(main()))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("copy-")]
 
 
 def test_files_only_can_be_cancelled(tmp_path: Path) -> None:

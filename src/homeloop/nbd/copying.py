@@ -112,7 +112,11 @@ class Lanes:
         """The first so many, started."""
         while len(self._threads) < count:
             thread = IOThread(f"copy-{len(self._threads)}")
-            await to_worker(thread.start)
+            try:
+                await to_worker(thread.start)
+            except BaseException:
+                await to_worker(thread.stop)  # cancelled, it may run all the same
+                raise
             self._threads.append(thread)
         return self._threads[:count]
 
