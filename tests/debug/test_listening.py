@@ -57,6 +57,24 @@ def test_a_loop_that_hangs_is_shown() -> None:
         co.result(LIMIT_S)
 
 
+def test_a_forked_child_that_ends_leaves_it_alone(own_folder: Path) -> None:
+    """Its atexit runs close(): of the parent's socket."""
+    code = (
+        "import os, sys, homeloop\n"
+        "from homeloop.cli.ps import ask\n"
+        "child = os.fork()\n"
+        "if not child:\n"
+        "    sys.exit(0)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+        "assert ask(sys.argv[1])['pid'] == os.getpid()\n"
+    )
+    path = str(own_folder) + ".sock"
+    subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, path], env=environment(HOMELOOP_DEBUG_SOCKET=path), check=True,
+        timeout=LIMIT_S,
+    )
+
+
 def test_a_source_that_fails_costs_only_itself() -> None:
     def broken() -> object:
         raise KeyError("torn")

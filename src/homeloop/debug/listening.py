@@ -90,6 +90,7 @@ class Listening:
         except BaseException:
             self._sock.close()
             raise
+        self._pid = os.getpid()
         self._closing = threading.Event()                       # set by close(), before it wakes the thread
         self._thread = threading.Thread(target=self._serve, name="homeloop-debug", daemon=True)
         self._thread.start()
@@ -103,10 +104,16 @@ class Listening:
         self.close()
 
     def close(self) -> None:
-        """Answer no more, remove the socket's file, join the thread. Any thread; twice is fine."""
+        """Answer no more, remove the socket's file, join the thread. Any thread; twice is fine.
+
+        In a forked child: the socket is the parent's still, and answers there.
+        """
         if self._closing.is_set():
             return
         self._closing.set()
+        if os.getpid() != self._pid:
+            self._sock.close()
+            return
         with contextlib.suppress(OSError):
             self._sock.shutdown(socket.SHUT_RDWR)               # ends accept()
         self._thread.join()
