@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,40 @@ def test_modules_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_file_is_run_once(source: str) -> None:
     assert type(make_driver(f"{source}:Bare")) is type(make_driver(f"{source}:Bare"))
+
+
+def test_a_file_that_two_threads_want_at_once(tmp_path: Path) -> None:
+    """The second waits for the module, and does not take it half made."""
+    path = tmp_path / "slow.py"
+    path.write_text(
+        "import threading\n"
+        "reached, go = threading.Event(), threading.Event()\n"
+        "threading.current_thread().gates.append((reached, go))\n"
+        "go.wait(20)\n"
+        "class Disk:\n"
+        "    size = 512\n"
+    )
+    gates: list[Any] = []
+    found: list[Any] = []
+
+    def opens() -> None:
+        threading.current_thread().gates = gates        # type: ignore[attr-defined]
+        try:
+            found.append(make_driver(f"{path}:Disk").size)
+        except UsageError as error:
+            found.append(error)
+
+    threads = [threading.Thread(target=opens) for _ in range(2)]
+    threads[0].start()
+    while not gates:
+        threads[0].join(0.01)
+    threads[1].start()
+    threads[1].join(0.2)        # time to do it wrong
+    gates[0][1].set()
+    for thread in threads:
+        thread.join(20)
+    assert found == [512, 512]
+    assert len(gates) == 1
 
 
 def test_class_name() -> None:

@@ -14,6 +14,7 @@ import inspect
 import os
 import pathlib
 import sys
+import threading
 import types
 import typing
 from collections.abc import Callable
@@ -27,6 +28,8 @@ __all__ = ["class_name", "make_driver"]
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
+# Of the modules of files: two threads that open devices of one file run it once. Re-entrant: it may open devices.
+_running = threading.RLock()
 _FORM: Final = "write python:MODULE:CLASS or python:PATH/FILE.py:CLASS, and options as ?name=value&name=value"
 
 
@@ -77,8 +80,11 @@ def _module_of_file(path: str) -> types.ModuleType:
     """Run a file as a module, once: two devices of one file share it."""
     path = os.path.abspath(path)
     name = f"homeloop_file_{hashlib.sha256(path.encode(errors='surrogateescape')).hexdigest()[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
+    with _running:                      # else the second finds a module that is half there
+        return sys.modules[name] if name in sys.modules else _run_file(name, path)
+
+
+def _run_file(name: str, path: str) -> types.ModuleType:
     if not os.path.isfile(path):
         raise UsageError(f"there is no file {path}")
     spec = importlib.util.spec_from_file_location(name, path)
