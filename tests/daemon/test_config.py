@@ -23,6 +23,9 @@ port = 10809
 connections = 10
 requests = 64
 unsent-bytes = "1M"
+all-in-flight-bytes = "2G"
+idle-s = 600
+stalled-s = 0
 
 [tls]
 certificates = "pki"
@@ -56,6 +59,8 @@ def test_what_it_means() -> None:
     assert config.listen == (ListenConfig(socket="/run/nbd.sock"), ListenConfig(host="localhost", port=10809))
     assert (config.limits.connections_max, config.limits.connection.requests_max) == (10, 64)
     assert config.limits.connection.unsent_bytes_max == 1 << 20
+    assert config.limits.in_flight_bytes_max == 2 << 30
+    assert (config.limits.idle_s, config.limits.stalled_s) == (600, None)
     assert [node["node-name"] for node in config.nodes] == ["disk", "slow"]         # what is below comes first
     assert config.iothreads == {"fast": {"poll-max-ns": 1000}}
     assert [(export.name, export.node, export.writable) for export in config.exports] == [

@@ -240,6 +240,47 @@ def test_handshake_time_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture) 
     assert "0.02 s" in line
 
 
+def test_handshakes_that_go_nowhere_keep_nobody_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Slowloris: each holds a place until its time is up. The one that has been at it for the longest makes room."""
+    async def main() -> None:
+        limits = {"connections_max": 3, "handshake_s": 600.0, "handshake_grace_s": 0.0}
+        async with serving(tmp_path, Memory(SIZE), **limits) as server:
+            slow = [await raw(server) for _ in range(3)]
+            await slow[1].send(wire.option(wire.LIST)[:5])
+            async with connect(server.uri("disk0")) as client:
+                assert await client.read(0, 512) == bytes(512)
+                assert await slow[0].ended() == b""
+                more = [await raw(server) for _ in range(4)]
+                assert await more[0].ended() == b""
+                await until(lambda: server.statistics().handshakes == 2)
+                assert await client.read(0, 512) == bytes(512)
+            for other in (*slow, *more):
+                other.close()
+            assert server.statistics().refused == 0
+
+    run(main())
+    assert len(logged(caplog)) == 5
+    assert "client 1 " in logged(caplog)[0]
+    assert "cut off in its handshake" in logged(caplog)[0]
+
+
+def test_tcp_connections_find_out_when_the_other_end_is_gone() -> None:
+    async def main() -> None:
+        server = Server(AioContext.of())
+        await server.add_export("disk", Device(Memory(SIZE)))
+        await server.listen(("127.0.0.1", 0))
+        async with connect(server.uri("disk")):
+            (connection,) = server._exports["disk"].connections
+            sock: Any = connection._sock
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            if hasattr(socket, "TCP_KEEPIDLE"):
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) <= 300
+        await server.close()
+
+    run(main())
+
+
 def test_a_client_that_does_not_read_its_lists(tmp_path: Path) -> None:
     """Each LIST costs it 16 bytes and us far more: answers are sent one by one, not gathered."""
     async def main() -> None:

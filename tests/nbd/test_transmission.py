@@ -149,6 +149,17 @@ def test_memory_given_back_is_used_again() -> None:
     assert owners[0] is owners[1] is owners[2]
 
 
+def test_the_memory_of_a_very_large_payload_is_not_kept() -> None:
+    reader = RequestReader()
+    batch = []
+    for _ in receive(reader, wire.write(1, 0, bytes(8 << 20))):
+        batch += reader.next_batch(9)
+    payload = batch[0][5]
+    assert payload is not None
+    reader.give_back(payload)
+    assert reader._spare is None
+
+
 def test_large_writes_do_not_pass_through_the_buffer() -> None:
     """After one large payload the next one is received where it belongs: only headers land in the buffer."""
     reader = RequestReader()

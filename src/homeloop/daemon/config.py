@@ -159,6 +159,8 @@ _LISTEN: Final[dict[str, Check]] = {"socket": _text, "host": _text, "port": _num
 _TLS: Final[dict[str, Check]] = {"certificates": _text, "psk": _text, "verify-peer": _switch}
 _SERVER_LIMITS: Final[dict[str, tuple[str, Check]]] = {
     "connections": ("connections_max", _number(1, 1 << 20)), "handshake-s": ("handshake_s", _seconds),
+    "all-in-flight-bytes": ("in_flight_bytes_max", _size),
+    "stalled-s": ("stalled_s", _seconds_or_never), "idle-s": ("idle_s", _seconds_or_never),
 }
 _CONNECTION_LIMITS: Final[dict[str, tuple[str, Check]]] = {
     "requests": ("requests_max", _number(1, 1 << 20)),

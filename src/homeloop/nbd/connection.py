@@ -18,8 +18,8 @@ A request that has begun is always run to its end; when nobody is there to take 
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Coroutine
-from enum import Enum
 from types import CoroutineType
 from typing import Any, Final, TypeAlias
 
@@ -27,9 +27,12 @@ from homeloop.block.device import Device
 from homeloop.block.queueing import Queued
 from homeloop.errors import BlockError, ConnectionDropped, ContextClosed, PeerError
 from homeloop.nbd.answers import answers_for
+from homeloop.nbd.budget import Account, Budget
 from homeloop.nbd.commands import Commands, failure_of, is_of_the_device
 from homeloop.nbd.counting import ConnectionStatistics
 from homeloop.nbd.handshake import Agreed
+from homeloop.nbd.life import NEXT as _NEXT
+from homeloop.nbd.life import State as _State
 from homeloop.nbd.limits import ConnectionLimits
 from homeloop.nbd.protocol import (
     CHUNK_DONE,
@@ -67,25 +70,6 @@ _pack_data: Final = DATA_CHUNK.pack
 _FLUSH_BYTES: Final = 64 << 10
 
 
-class _State(Enum):
-    """See the module's picture."""
-
-    NEW = "new"
-    OPEN = "open"
-    DRAINING = "draining"
-    ENDING = "ending"
-    CLOSED = "closed"
-
-
-_NEXT: Final = {
-    _State.NEW: {_State.OPEN, _State.ENDING},
-    _State.OPEN: {_State.DRAINING, _State.ENDING},
-    _State.DRAINING: {_State.ENDING},
-    _State.ENDING: {_State.CLOSED},
-    _State.CLOSED: set(),
-}
-
-
 class Connection:
     """One client of one export. Made anywhere; everything else on the home thread of the export.
 
@@ -106,6 +90,7 @@ class Connection:
         on_error: Callable[[int, BlockError], object] | None = None,
         agreed: Agreed | None = None,
         limits: ConnectionLimits | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.peer = peer
         self._sock = sock  # non-blocking; ours from now on
@@ -135,6 +120,7 @@ class Connection:
         self._running: dict[int, object] = {}  # number -> what spawn() returned: held, or a task may vanish
         self._started = 0  # requests that waited
         self._in_flight_bytes = 0  # payload of those that run
+        self._account = Account(budget if budget is not None else Budget(sys.maxsize))
         self._writes_wait = False  # the last WRITE was not answered inline: the next gets its own copy
         self._reading = False  # the loop watches for readable
         self._writing = False  # ... for writable
@@ -180,9 +166,15 @@ class Connection:
         """Close the socket now; what is in flight still runs to its end. Home thread."""
         self._close_socket()
 
+    def expel(self, reason: str, seen: ConnectionStatistics) -> None:
+        """Close the socket for that reason, unless anything has happened since `seen`. Home thread."""
+        if self.statistics() == seen:
+            self._close_socket(PeerError(reason))
+
     def abandon(self) -> None:
         """Close the socket after the end of the home: nothing else will, and nothing of ours runs. Any thread."""
         self._sock.close()
+        self._account.is_over(0)
 
     def statistics(self) -> ConnectionStatistics:
         """Return the counts. Any thread; elsewhere than at home each value is right, but of its own moment."""
@@ -194,6 +186,7 @@ class Connection:
             sent_bytes=self._out.sent_bytes,
             in_flight=len(self._running),
             unsent_bytes=self._out.unsent_bytes,
+            buffered_bytes=self._reader.buffered_bytes,
             paused=self._paused,
         )
 
@@ -267,7 +260,7 @@ class Connection:
             self._maybe_end()
         elif self._is_full():
             self._paused += self._reading
-            self._read_no_more()  # _resume() when it has become less
+            self._read_no_more()  # _less() goes on
         elif self._batch_next < len(self._batch) or self._reader.has_more:
             self._queue_turn()
         else:
@@ -280,7 +273,12 @@ class Connection:
             or self._in_flight_bytes >= limits.in_flight_bytes_max
             or out.unsent_bytes >= limits.unsent_bytes_max
             or len(out.pieces) >= limits.unsent_pieces_max
+            or self._is_over_budget()
         )
+
+    def _is_over_budget(self) -> bool:
+        held_bytes, account = self._in_flight_bytes + self._out.unsent_bytes, self._account
+        return (held_bytes > account.free_bytes or account.told_bytes > 0) and account.is_over(held_bytes)
 
     def _is_low(self) -> bool:
         """Half of every limit: else each completion would let one request in, at the price of a turn."""
@@ -290,10 +288,13 @@ class Connection:
             and self._in_flight_bytes <= limits.in_flight_bytes_max // 2
             and out.unsent_bytes <= limits.unsent_bytes_max // 2
             and len(out.pieces) <= limits.unsent_pieces_max // 2
+            and not self._is_over_budget()
         )
 
-    def _resume(self) -> None:
-        """After something has become less: read again if back-pressure had stopped us."""
+    def _less(self) -> None:
+        """After something has become less: say so, and read again if back-pressure had stopped us."""
+        if self._account.told_bytes:
+            self._is_over_budget()
         if self._state is _State.OPEN and not self._reading and not self._turn_queued and self._is_low():
             self._queue_turn()
 
@@ -490,7 +491,7 @@ class Connection:
     def _after_completions(self) -> None:
         self._flush_queued = False
         self._flush()
-        self._resume()
+        self._less()
         self._maybe_end()
 
     # -- out -----------------------------------------------------------------------------------------------
@@ -516,7 +517,7 @@ class Connection:
             return
         if done:
             self._write_no_more()
-        self._resume()
+        self._less()
         self._maybe_end()
 
     # -- life ----------------------------------------------------------------------------------------------
@@ -571,6 +572,7 @@ class Connection:
                 self._linger = self._home().call_later(self._limits.linger_s, self._close_socket)
         elif self._state is _State.ENDING:
             self._enter(_State.CLOSED)
+            self._account.is_over(0)
             self._on_closed(self, self._error)
 
     def _close_socket(self, error: BaseException | None = None) -> None:

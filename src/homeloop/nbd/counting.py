@@ -18,4 +18,5 @@ class ConnectionStatistics:
     sent_bytes: int
     in_flight: int
     unsent_bytes: int
+    buffered_bytes: int  # received, of requests that are not all there or have not begun
     paused: int  # how often back-pressure stopped the reading

@@ -13,11 +13,14 @@ import stat
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from homeloop.nbd.uri import NbdUri
 
-__all__ = ["Listener", "adopt_listener", "listen_tcp", "listen_unix", "peer_name"]
+__all__ = ["Listener", "adopt_listener", "listen_tcp", "listen_unix", "peer_name", "prepare_tcp"]
+
+# Linux's defaults would be two hours, then 75 s nine times.
+_KEEPALIVE: Final = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,6 +155,15 @@ def _listen_tcp(
         sock.close()
         raise
     return sock
+
+
+def prepare_tcp(sock: socket.socket) -> None:
+    """Send what there is at once, and find out when the other end is gone without a word, within some minutes."""
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEPALIVE.items():
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def peer_name(sock: socket.socket, number: int) -> str:

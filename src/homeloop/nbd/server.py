@@ -25,12 +25,14 @@ from homeloop.core.context import AioContext
 from homeloop.core.coroutine import Coroutine
 from homeloop.core.starting import start_now
 from homeloop.errors import PeerError, UsageError, WrongState, WrongThread
+from homeloop.nbd.budget import Budget
 from homeloop.nbd.connection import Connection
 from homeloop.nbd.credentials import TlsCredentials
 from homeloop.nbd.export import Export, ExportStatistics, Offers, OnError
 from homeloop.nbd.handshake import Ended, Handshake, HandshakeLimits, Negotiated, TlsMode, find_export
 from homeloop.nbd.limits import ConnectionLimits
-from homeloop.nbd.listening import Listener, adopt_listener, listen_tcp, listen_unix, peer_name
+from homeloop.nbd.listening import Listener, adopt_listener, listen_tcp, listen_unix, peer_name, prepare_tcp
+from homeloop.nbd.patience import Patience
 from homeloop.nbd.tls import TlsSocket, Wire, receive, send_all
 from homeloop.nbd.uri import NbdUri, format_uri
 from homeloop.nbd.watchdog import Watchdog
@@ -55,6 +57,10 @@ class ServerLimits:
 
     connections_max: int = 256  # shaking hands or served; one more is closed at once
     handshake_s: float = 30.0  # for the whole of it
+    handshake_grace_s: float = 5.0  # where all places are taken, who shakes hands for longer makes room for others
+    in_flight_bytes_max: int = 1 << 30  # of all together: payload of requests that run, and replies not taken yet
+    stalled_s: float | None = 120.0  # for a client that takes none of its replies, or stops within a request
+    idle_s: float | None = None  # for one that asks for nothing
     backlog: int = 128  # of the listening sockets
     accept_pause_s: float = 1.0  # after accept() failed for want of file descriptors or memory
     blocked_s: float | None = 1.0  # a home that takes longer to come round is named in the log; None: nobody looks
@@ -84,8 +90,10 @@ class _Newcomer:
     peer: str
     wire: Wire  # ours until it is handed over
     handshake: Handshake
+    since: float  # of the loop's clock
     running: Coroutine[None] | None = None
     handed_over: bool = False
+    cut_off: bool = False
 
 
 class Server:
@@ -112,8 +120,10 @@ class Server:
             self._tls_mode = TlsMode.REQUIRED if tls_required else TlsMode.SELECTIVE
         self._context = context
         self._limits = limits = limits if limits is not None else ServerLimits()
+        self._budget = Budget(limits.in_flight_bytes_max)
         self._watchdog = Watchdog(name, limits.blocked_s) if limits.blocked_s is not None else None
         # The server's context only, all of them.
+        self._patience = Patience(context, stalled_s=limits.stalled_s, idle_s=limits.idle_s)
         self._listeners: list[Listener] = []
         self._exports: dict[str, Export] = {}
         self._offers = Offers(self._exports)  # the same exports as handshakes see them
@@ -206,7 +216,7 @@ class Server:
     def _admit(self, sock: socket.socket) -> None:
         number = next(self._numbers)
         peer = peer_name(sock, number)
-        if self._connections + len(self._newcomers) >= self._limits.connections_max:
+        if self._connections + len(self._newcomers) >= self._limits.connections_max and not self._make_room():
             self._refused += 1
             sock.close()
             logger.warning("%s: %s refused: %d clients are here", self.name, peer, self._limits.connections_max)
@@ -216,12 +226,25 @@ class Server:
         if sock.family == socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         else:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            prepare_tcp(sock)
         handshake = Handshake(self._offers, limits=self._limits.handshake, tls=self._tls_mode)
-        newcomer = _Newcomer(number=number, peer=peer, wire=sock, handshake=handshake)
+        now = self._context.loop.time()
+        newcomer = _Newcomer(number=number, peer=peer, wire=sock, handshake=handshake, since=now)
         self._newcomers[number] = newcomer
         newcomer.running = self._context.spawn(self._shake_hands(newcomer))
         newcomer.running.add_done_callback(functools.partial(self._left_handshake, newcomer))
+
+    def _make_room(self) -> bool:
+        """Cut off a client that begins a handshake and does not go on: who means it takes milliseconds."""
+        oldest = next((one for one in self._newcomers.values() if not one.cut_off), None)
+        if oldest is None or self._context.loop.time() - oldest.since < self._limits.handshake_grace_s:
+            return False
+        assert oldest.running is not None, oldest
+        self._failed += 1
+        logger.warning("%s: %s cut off in its handshake: others wait for its place", self.name, oldest.peer)
+        oldest.cut_off = True
+        oldest.running.cancel()
+        return True
 
     # -- handshakes ----------------------------------------------------------------------------------------
 
@@ -291,11 +314,13 @@ class Server:
             on_error=export.on_error,
             agreed=end.agreed,
             limits=self._limits.connection,
+            budget=self._budget,
         )
         if not context.try_post(connection.start, end.leftover):
             logger.warning("%s: %s: the context of export %r has ended", self.name, peer, export.name)
             return False
         export.attach(connection)
+        self._patience.begin(connection, context)
         self._connections += 1
         return True
 
@@ -312,6 +337,7 @@ class Server:
 
     def _forget(self, export: Export, connection: Connection, failed: bool) -> None:
         export.detach(connection)
+        self._patience.end(connection)
         if not export.connections and export in self._leaving:
             self._leaving.remove(export)
             self._watch_no_more(export)

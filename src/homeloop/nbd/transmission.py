@@ -53,6 +53,8 @@ Reply: TypeAlias = tuple[int, int, bytes | bytearray | list[tuple[int, int]] | s
 RECEIVE_BYTES: Final = 256 << 10
 # From here on a payload that is not yet all there gets memory of its own; below, it is awaited in the buffer.
 DIRECT_BYTES_MIN: Final = 32 << 10
+# The memory of a larger one is not kept for the next: a client that asks for nothing must not hold 32 MiB.
+_SPARE_BYTES_MAX: Final = 4 << 20
 _WRITE: Final = Command.WRITE.value
 _PAYLOAD_LEN: Final = CommandFlag.PAYLOAD_LEN.value
 
@@ -182,7 +184,8 @@ class RequestReader(ReceiveBuffer):
     def give_back(self, payload: memoryview) -> None:
         """Take a payload's memory for the next one: nobody uses it any more."""
         if self._lent is not None and payload.obj is self._lent:
-            self._spare, self._lent = self._lent, None
+            self._spare = self._lent if len(self._lent) <= _SPARE_BYTES_MAX else None
+            self._lent = None
 
     def owns(self, payload: memoryview) -> bool:
         """Whether this payload lies in the receive buffer: if so, it is gone after the next targets()."""
