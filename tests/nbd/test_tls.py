@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import socket
 from collections.abc import AsyncIterator
@@ -109,6 +110,28 @@ def test_nothing_counts_as_sent_while_it_is_held_here(certificates: Certificates
                 taken += len(received(other, 1 << 20) or b"")
                 out.send(one)
             assert out.unsent_bytes == 0
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("sending", [False, True])
+def test_answers_that_are_not_read(certificates: Certificates, sending: bool) -> None:
+    """OpenSSL's own, to key updates: Python cannot ask for one, so they are put where OpenSSL puts them."""
+    async def main() -> None:
+        async with pair(certificates) as (one, other):
+            if sending:
+                with pytest.raises(BlockingIOError):
+                    while one.sendmsg([bytes(1 << 20)]):
+                        pass
+            else:
+                with contextlib.suppress(BlockingIOError):
+                    while one._sock.send(bytes(1 << 16)):
+                        pass
+            with pytest.raises(PeerError, match="does not read"):
+                for _ in range(1 << 10):
+                    one._outgoing.write(bytes(1 << 10))
+                    await send_all(asyncio.get_running_loop(), other, b"x")
+                    assert received(one) == b"x"
 
     asyncio.run(main())
 

@@ -118,9 +118,10 @@ class TlsSocket:
                 break
             except ssl.SSLWantReadError:
                 self._pull()
+        # What is being sent may be there, too: at most one part, which may have been encrypted while answers waited.
+        if self._outgoing.pending > _ANSWERS_BYTES_MAX + (2 * _ENCRYPT_BYTES if self._taken else 0):
+            raise PeerError("it asks for TLS answers that it does not read")
         if self._outgoing.pending and not self._taken:
-            if self._outgoing.pending > _ANSWERS_BYTES_MAX:
-                raise PeerError("it asks for TLS answers that it does not read")
             with contextlib.suppress(OSError):
                 self._flush()  # else with what is sent next: nobody waits for it
         return (filled,)
