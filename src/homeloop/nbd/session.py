@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 from dataclasses import dataclass
 from typing import Final
@@ -107,14 +108,14 @@ def no_address(uri: NbdUri, error: Exception) -> OSError:
 
 async def _connected(loop: asyncio.AbstractEventLoop, uri: NbdUri) -> socket.socket:
     if uri.socket is not None:
-        return await _connect_to(loop, socket.AF_UNIX, uri.socket)
+        return await _connect_to(loop, uri, socket.AF_UNIX, uri.socket)
     try:
         addresses = await loop.getaddrinfo(uri.host, uri.port, type=socket.SOCK_STREAM)
     except (socket.gaierror, UnicodeError) as error:
         raise no_address(uri, error) from error
     for number, (family, _, _, _, address) in enumerate(addresses, 1):
         try:
-            return await _connect_to(loop, family, address)
+            return await _connect_to(loop, uri, family, address)
         except OSError:
             if number == len(addresses):
                 raise
@@ -122,7 +123,7 @@ async def _connected(loop: asyncio.AbstractEventLoop, uri: NbdUri) -> socket.soc
 
 
 async def _connect_to(
-    loop: asyncio.AbstractEventLoop, family: int, address: str | tuple[object, ...]
+    loop: asyncio.AbstractEventLoop, uri: NbdUri, family: int, address: str | tuple[object, ...]
 ) -> socket.socket:
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -130,6 +131,12 @@ async def _connect_to(
         if family != socket.AF_UNIX:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         await loop.sock_connect(sock, address)
+    except OSError as error:
+        sock.close()
+        if not error.errno:
+            raise
+        # asyncio says "Connect call failed" and the address: not why.
+        raise OSError(error.errno, f"cannot connect to {uri}: {os.strerror(error.errno)}") from error
     except BaseException:
         sock.close()
         raise
