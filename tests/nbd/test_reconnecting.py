@@ -469,6 +469,12 @@ async def test_a_session_made_elsewhere(server: Scripted) -> None:
     session = await to_worker(Attempt(parse_uri(server.uri)).run)
     ReconnectingClient(server.uri, reconnect_delay=HOUR_S, session=session).abandon()
     assert await (await server.peer()).ended() == b""
+    session = await to_worker(Attempt(parse_uri(server.uri)).run)
+    client = ReconnectingClient(server.uri, reconnect_delay=HOUR_S, session=session)
+    await client.close()
+    assert await (await server.peer()).ended() == b""
+    with pytest.raises(WrongState, match="read on a client that is closed"):
+        await client.read(0, 512)
 
 
 def test_from_threads_while_the_server_is_away(tmp_path: Path) -> None:

@@ -225,8 +225,13 @@ class ReconnectingClient:
     def abandon(self) -> None:
         """Drop a client that has never been used. Any thread."""
         self._connector.close()
-        if self._first is not None:
-            self._first.close()
+        self._drop_first()
+
+    def _drop_first(self) -> None:
+        with self._settling:
+            first, self._first = self._first, None
+        if first is not None:
+            first.close()
 
     # -- requests ------------------------------------------------------------------------------------------
 
@@ -463,8 +468,7 @@ class ReconnectingClient:
         self._client = None
         self._stop_timers()
         self._connector.close()
-        if self._first is not None:
-            self._first.close()
+        self._drop_first()
         self._wake_all()
 
 
