@@ -99,7 +99,8 @@ def test_they_differ(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     ("memory:1M memory:1M --verify --compare-only", 2, "--compare-only: not allowed with argument --verify"),
     ("/nonexistent/x memory:1M", 1, "cannot open /nonexistent/x: No such file or directory"),
     ("memory:1M /nonexistent/x", 1, "cannot open /nonexistent/x: No such file or directory"),
-    ("nbd+unix:///?socket=/nonexistent/s memory:1M", 1, "No such file or directory"),
+    ("nbd+unix:///?socket=/nonexistent/s memory:1M", 1,
+     "cannot connect to nbd+unix:///?socket=/nonexistent/s: No such file or directory"),
     ("memory:1M nbd+unix:///", 2, "NBD URI 'nbd+unix:///'"),
 ])
 def test_refused(arguments: str, status: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
