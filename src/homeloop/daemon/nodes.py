@@ -49,7 +49,7 @@ class Node:
         self.children = children                # what its driver asks
         self.parents: list[Node] = []
         self.exports: list[str] = []            # ids of those that offer it
-        self.claims = 0                         # nodes that are being opened over it
+        self.claims = 0                         # nodes that are being opened over it, resizes that are under way
         self.home = home
         self.options = options                  # as it was asked for
         self.owned = owned                      # blockdev-del may name it; False: it goes with its parent
@@ -206,6 +206,8 @@ class Nodes(Mapping[str, Node]):
             for member in family:
                 if member.exports:
                     raise UsageError("Cannot change iothread of active block backend")
+                if member.claims:
+                    raise UsageError(f"Node {member.name} is busy at home in {member.home.name}, and cannot move now")
                 if member.settled and not member.movable:
                     raise UsageError(f"Node {member.name} is at home in {member.home.name}, and cannot move")
         for member in family:
@@ -215,15 +217,22 @@ class Nodes(Mapping[str, Node]):
     def move_out(self, home: AioContext) -> list[str]:
         """Move all nodes that are at home there to the main context; or none, and return which cannot."""
         there = [node for node in self._nodes.values() if node.home is home]
-        stay = [f"node '{node.name}'" for node in there if node.exports or (node.settled and not node.movable)]
+        stay = [
+            f"node '{node.name}'" for node in there
+            if node.exports or node.claims or (node.settled and not node.movable)
+        ]
         if not stay:
             for node in there:
                 node.home = self.context
         return stay
 
     async def run_at_home(self, node: Node, coro: Any) -> Any:
-        """Run a coroutine of a node's device where that is at home."""
-        return await run_at(node.home, self.context, coro)
+        """Run a coroutine of a node's device where that is at home; it stays there so long."""
+        node.claims += 1
+        try:
+            return await run_at(node.home, self.context, coro)
+        finally:
+            node.claims -= 1
 
 
 async def run_at(home: AioContext, here: AioContext, coro: Any) -> Any:

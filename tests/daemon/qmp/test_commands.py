@@ -166,6 +166,42 @@ def test_a_partition_is_looked_for_where_its_disk_is_at_home(tmp_path: Path) -> 
     run(main())
 
 
+class Growing(Picky):
+    """Its resize waits for the gate, and says where it ran."""
+
+    async def resize(self, size: int) -> None:
+        await self.read(0, 1)
+        self.size = size
+
+
+def test_a_node_that_is_resized_stays_where_it_is(tmp_path: Path) -> None:
+    """Else its driver would be asked by two threads at once: by an export at its new home, and by the resize."""
+    async def main() -> None:
+        async with controlled(tmp_path) as (daemon, _monitors, client):
+            await client.run("object-add", qom_type="iothread", id="io0")
+            await serving(client, tmp_path)
+            await client.run("blockdev-add", **(picky("n") | {"class": "Growing"}))
+            Picky.gate = gate = threading.Event()
+            other = await connect(tmp_path / "control")
+            resizing = asyncio.create_task(other.run("block_resize", node_name="n", size=2 * MIB))
+            async with asyncio.timeout(LIMIT_S):
+                while not Picky.asked_in:       # noqa: ASYNC110 - it is asked in this thread
+                    await asyncio.sleep(0)
+            with pytest.raises(Failed, match="Block device n is in use"):
+                await client.run("blockdev-del", node_name="n")
+            export = {"type": "nbd", "id": "e0", "node_name": "n", "iothread": "io0"}
+            with pytest.raises(Failed, match=r"Node n is busy at home in .*, and cannot move now"):
+                await client.run("block-export-add", **export, fixed_iothread=True)
+            await client.run("block-export-add", **export)
+            assert daemon.exports["e0"].home_name == daemon.nodes.context.name
+            gate.set()
+            assert await resizing == {}
+            assert daemon.nodes["n"].device.size == 2 * MIB
+            await other.close()
+
+    run(main())
+
+
 def test_inline_children_go_with_their_parent(tmp_path: Path) -> None:
     """Also when the parent cannot be opened; nobody can name them."""
     async def main() -> None:
