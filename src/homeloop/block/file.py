@@ -6,13 +6,14 @@ workers, several at a time: the kernel does the locking. Measured on Linux 6.18 
     4 KiB from the cache, inline               0.55 us with its buffer; a worker's hop alone takes 50 to 100
     256 KiB from the cache, inline             11 us, of which 4.6 zero the bytearray (pread makes bytes: 6.4)
     4 KiB that the cache lacks                 80 to 200 us until it says so: the read-ahead is started in our call
-    ext4: RWF_NOWAIT of reads works, of writes EOPNOTSUPP; tmpfs: EOPNOTSUPP for both
+    ext4: RWF_NOWAIT of reads works, of writes EOPNOTSUPP; tmpfs: EOPNOTSUPP for both, but it never waits for a disk
 
 So where misses come one after the other while workers read already, most reads stop asking (_MISSES_MAX):
 random 4 KiB from a cold disk at depth 16 go from 10,000 to 15,500 a second, and the home thread is held up
 for 18 instead of 62 us by each. With one read at a time it is better to ask (7,300 against 4,300): the disk
 starts while the worker is woken. Cached writes go inline where the file system can refuse to wait (XFS,
-btrfs), else to a worker: a plain pwrite may stand for seconds when the kernel slows writers down.
+btrfs), else to a worker: a plain pwrite may stand for seconds when the kernel slows writers down. A file that is
+memory itself (tmpfs) is read and written inline without the flag: only what was swapped out is waited for.
 
 Holes stay holes: zeroes are punched or reserved, not written, and large reads ask for holes before they fill
 the page cache with zero pages (256 KiB of hole: 680 us the first time, 2 us so).
@@ -32,6 +33,7 @@ from typing import Final
 
 from homeloop.block.driver import SIZE_BYTES_MAX, BytesLike, ThreadModel
 from homeloop.block.extents import Extent
+from homeloop.block.file_systems import is_in_memory
 from homeloop.block.holes import discard, extents_of, is_hole, punch_hole, sector_of, zero_out, zero_range
 from homeloop.block.image_lock import lock_image
 from homeloop.block.zeroes import ZEROES, zeroes
@@ -102,8 +104,10 @@ class File:
         except BaseException:
             self._file.close()
             raise
-        self._can_nowait_read = _NOWAIT != 0        # home; False once the file system refused the flag
-        self._can_nowait_write = _NOWAIT != 0       # home; likewise
+        in_memory = is_in_memory(self._fd)
+        self._nowait = 0 if in_memory else _NOWAIT  # the flag of the quick paths
+        self._can_nowait_read = in_memory or _NOWAIT != 0       # home; False once the file system refused the flag
+        self._can_nowait_write = in_memory or _NOWAIT != 0      # home; likewise
         self._misses = 0                            # home: quick reads in a row that the cache could not answer
         self._unasked = 0                           # home: reads that still go to the worker without asking
         self._lock = threading.Lock()               # a leaf
@@ -125,7 +129,7 @@ class File:
             return zeroes(length)                   # only read-only: a writer could make is_hole() wait
         data = bytearray(length)
         try:
-            done = os.preadv(self._fd, (data,), offset, _NOWAIT)
+            done = os.preadv(self._fd, (data,), offset, self._nowait)
         except BlockingIOError:
             done = -1
         except OSError as error:
@@ -155,7 +159,7 @@ class File:
         if not self._can_nowait_write:
             return False
         try:
-            return os.pwritev(self._fd, (data,), offset, _NOWAIT) == len(data)
+            return os.pwritev(self._fd, (data,), offset, self._nowait) == len(data)
         except BlockingIOError:
             return False
         except OSError as error:
