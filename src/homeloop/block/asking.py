@@ -40,7 +40,7 @@ class Questions:
         method = self._method
         assert method is not None, "no method to wait for"
         if method.way is Way.WORKER:
-            return cast(list[Extent], await method.running(self._settled, method, offset, length, extents_max))
+            return cast("list[Extent]", await method.running(self._settled, method, offset, length, extents_max))
         found = await (method.later(*self._around(offset, length)) if begun is None else method.finish(begun))
         return self._read(found, offset, length, extents_max)
 

@@ -259,7 +259,7 @@ class Device:
         elif self._write_quick is None or not self._written_quickly(self._write_quick, offset, data):
             if caller is not None and self._write.way is Way.WORKER:
                 return self._queue.write(self._write, offset, data, caller)
-            return self._changes.later(self._writes, offset, length, iter([(self._write, (offset, data), {})]))
+            return self._changes.write(self._writes, offset, data, self._write)
         self._writes[0] += 1
         self._writes[1] += length
         return None

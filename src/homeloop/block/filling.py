@@ -33,7 +33,7 @@ def reading_of(driver: Driver, thread_model: ThreadModel, lane: Lane) -> Method 
 
     async def read_async(offset: int, length: int) -> bytearray:
         buffer = bytearray(length)
-        done = await cast(Awaitable[object], fill(offset, memoryview(buffer)))
+        done = await cast("Awaitable[object]", fill(offset, memoryview(buffer)))
         _check_filled(done, label, offset, length)
         return buffer
 

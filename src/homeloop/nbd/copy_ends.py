@@ -230,7 +230,7 @@ class _DeviceSide:
 
 async def _answer(answer: T | Coroutine[object, object, T]) -> T:
     if type(answer) is CoroutineType:
-        return await cast(Coroutine[object, object, T], answer)
+        return await cast("Coroutine[object, object, T]", answer)
     return cast(T, answer)
 
 
