@@ -74,7 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "in flight, flush, and exit 0. A second Ctrl-C gives up on that.",
         allow_abbrev=False,
     )
-    command.add_argument("source", nargs="*", metavar="SOURCE", help="a raw image or block device, or memory:SIZE")
+    command.add_argument("source", nargs="*", metavar="SOURCE", help="a raw image or what else docs/block.md lists")
     command.add_argument("--name", help="the export's name (default: the file's name; one SOURCE only)")
     where = command.add_mutually_exclusive_group()
     where.add_argument("--socket", metavar="PATH", help="listen on this unix socket (default: one in a private folder)")
