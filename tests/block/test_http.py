@@ -203,21 +203,32 @@ def test_a_server_that_does_not_answer(site: Site) -> None:
         image.close()
 
 
-def test_a_server_that_drips(site: Site) -> None:
-    """Each receive is in time, all of them together are not."""
+@pytest.mark.parametrize(("head", "drop"), [
+    (b"", b"."), (b"HTTP/1.1 206 OK\r\nX: ", b"."), (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+])
+def test_a_server_that_drips(site: Site, head: bytes, drop: bytes) -> None:
+    """Each receive is in time, all of them together are not: of the body, of the head, of what comes before it."""
     image = Http(site.url, timeout_s=BOUND_S, request_s=0.3)
     stopped = threading.Event()
+    giving_up = threading.Timer(BOUND_S, stopped.set)
+    giving_up.start()
 
     def drip(handler: Handler, start: int, end: int) -> None:
-        handler.send(start, end, body=b"", Content_Length=str(end - start + 1))
-        while not stopped.wait(0.02):
-            handler.wfile.write(b".")
+        if head or drop != b".":
+            handler.wfile.write(head)
+        else:
+            handler.send(start, end, body=b"", Content_Length=str(end - start + 1))
+        with contextlib.suppress(OSError):
+            while not stopped.wait(0.02):
+                handler.wfile.write(drop)
 
     site.answer = drip
     try:
         with pytest.raises(OSError, match="time limit"):
             image.read(0, 65536)
+        assert not stopped.is_set()
     finally:
+        giving_up.cancel()
         stopped.set()
         image.close()
 

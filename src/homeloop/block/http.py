@@ -12,13 +12,16 @@ Proxies and credentials in the URL are not supported.
 from __future__ import annotations
 
 import errno
+import functools
 import http.client
+import io
 import re
+import socket
 import ssl
 import threading
 import time
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from homeloop.block.driver import SIZE_BYTES_MAX, BytesLike, ThreadModel
@@ -29,7 +32,7 @@ __all__ = ["Http"]
 _REDIRECTS_MAX: Final = 5
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _CONTENT_RANGE: Final = re.compile(r"bytes +(?:([0-9]{1,19})-([0-9]{1,19})|\*)/([0-9]{1,19})")
-# One receive; the limits of time are looked at between two.
+# One receive.
 _PIECE: Final = 1 << 18
 # Of a path and query that were typed: what is safe, and what is quoted already, stays.
 _SAFE: Final = "/%:=&?~#+!$,;'@()*[]"
@@ -117,7 +120,7 @@ class Http:
             try:
                 target = self._redirected(where, response)
                 if target is None:
-                    seen = self._take(response, offset, length, buffer, deadline)
+                    seen = self._take(response, offset, length, buffer)
                     self._keep(where, connection, response)
                     return seen
             except TimeoutError as error:
@@ -181,7 +184,7 @@ class Http:
         return parsed
 
     def _take(
-        self, response: http.client.HTTPResponse, offset: int, length: int, buffer: bytearray, deadline: float
+        self, response: http.client.HTTPResponse, offset: int, length: int, buffer: bytearray
     ) -> _Seen:
         """Check an answer and receive its bytes."""
         seen = self._check_head(response, offset, length)
@@ -189,8 +192,6 @@ class Http:
             return seen
         view = memoryview(buffer)
         while view:
-            if time.monotonic() > deadline:
-                raise TimeoutError
             piece = response.read1(min(len(view), _PIECE))      # one receive; readinto() waits for all of it
             if not piece:
                 raise OSError(errno.EIO, f"{self.url}: the answer ends {len(view)} bytes early")
@@ -241,6 +242,9 @@ class Http:
         connection.timeout = min(self._timeout_s, left)
         if connection.sock is not None:
             connection.sock.settimeout(connection.timeout)
+        connection.response_class = functools.partial(      # type: ignore[assignment]
+            _Response, timeout_s=self._timeout_s, deadline=deadline
+        )
 
     def _idle_connection(self, where: SplitResult) -> http.client.HTTPConnection | None:
         with self._lock:
@@ -267,6 +271,39 @@ class Http:
 
     def _too_slow(self) -> OSError:
         return OSError(errno.ETIMEDOUT, f"{self.url}: no answer within the time limit")
+
+
+class _Timed(io.RawIOBase):
+    """What comes from a socket, as long as there is time: a server that drips its head or its body gets no more."""
+
+    def __init__(self, sock: socket.socket, timeout_s: float, deadline: float) -> None:
+        self._sock = sock
+        self._raw = sock.makefile("rb", buffering=0)        # keeps the socket open while the answer is read
+        self._timeout_s = timeout_s
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._sock.settimeout(min(self._timeout_s, left))
+        return self._raw.readinto(buffer)
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    """An answer within a time."""
+
+    def __init__(self, sock: socket.socket, *args: Any, timeout_s: float, deadline: float, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Timed(sock, timeout_s, deadline))
 
 
 def _parsed(url: str) -> SplitResult:
