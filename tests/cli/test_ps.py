@@ -42,6 +42,7 @@ def test_a_daemon_with_a_client(
             said = capsys.readouterr().out
             assert "export 'memory' of node memory, 1.0 MiB, at home in iothread-0" in said
             assert "1 request, 0 in flight" in said
+            assert "no TLS, extended replies" in said
             assert "main context" in said
 
     run(with_a_client())

@@ -537,3 +537,26 @@ def test_a_server_without_the_key_is_not_believed_its_certificate(
                 await connect(uri, tls=TlsCredentials.for_client(psk_file=keys, username="alice"))
 
     run(main())
+
+
+@pytest.mark.foreign("openssl")
+def test_statistics_say_who_has_tls_and_which_replies(certificates: Certificates, tmp_path: Path) -> None:
+    async def main() -> None:
+        server = Server(AioContext.of(), tls=TlsCredentials.for_server(certificates.all), tls_required=False)
+        await server.add_export("disk", Device(Memory(SIZE)))
+        await server.listen(tmp_path / "s")
+        uri, tls = server.uri("disk"), TlsCredentials.for_client(certificates.anonymous)
+        plain = RawClient(socket.socket(socket.AF_UNIX))
+        await soon(asyncio.get_running_loop().sock_connect(plain.sock, str(tmp_path / "s")))
+        async with connect(replace(parse_uri(uri), tls_hostname="localhost"), tls=tls) as secret:
+            await secret.flush()
+            await plain.send(wire.client_flags() + wire.option(wire.STRUCTURED) + wire.info(wire.GO, "disk"))
+            await until(lambda: server.statistics().connections == 2)
+            connections = server.statistics().exports[0].connections
+            assert sorted((one.tls or "", one.replies) for one in connections) == [
+                ("", "structured"), ("TLSv1.3", "extended"),
+            ]
+        plain.close()
+        await server.close()
+
+    run(main())

@@ -85,7 +85,8 @@ def text_of(shown: dict[str, Any]) -> str:
             f"{export['home']}, {export['in_flight']} in flight"
         )
         lines += [
-            f"    {one['peer']}: {plural(one['requests'], 'request')}, {one['in_flight']} in flight, "
+            f"    {one['peer']}: {one['tls'] or 'no TLS'}, {one['replies']} replies, "
+            f"{plural(one['requests'], 'request')}, {one['in_flight']} in flight, "
             f"{amount(one['received_bytes'])} received, {amount(one['sent_bytes'])} sent"
             for one in export["connections"]
         ]

@@ -34,6 +34,8 @@ _DF: Final = CommandFlag.DF.value
 class SimpleAnswers:
     """The baseline (R1): a header, and the data of a READ."""
 
+    form = "simple"  # for statistics
+
     def content(self, flags: int, cookie: int, offset: int, length: int, data: Any) -> tuple[bytes, BytesLike]:
         """Return the answer to a READ: its header, and its data, none of a hole."""
         return pack_simple_reply(0, cookie), data
@@ -54,6 +56,8 @@ class SimpleAnswers:
 class StructuredAnswers(SimpleAnswers):
     """Chunks where they are of use. Zeroes are data with DF (R9)."""
 
+    form = "structured"
+
     def content(self, flags: int, cookie: int, offset: int, length: int, data: Any) -> tuple[bytes, BytesLike]:
         """As in SimpleAnswers."""
         if not length:
@@ -73,6 +77,8 @@ class StructuredAnswers(SimpleAnswers):
 
 class ExtendedAnswers(SimpleAnswers):
     """Chunks only (X-2), with 64-bit lengths."""
+
+    form = "extended"
 
     def content(self, flags: int, cookie: int, offset: int, length: int, data: Any) -> tuple[bytes, BytesLike]:
         """As in StructuredAnswers."""

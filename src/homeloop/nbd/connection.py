@@ -47,7 +47,7 @@ from homeloop.nbd.protocol import (
     wire_errno,
 )
 from homeloop.nbd.sending import SendQueue
-from homeloop.nbd.tls import Watcher, Wire, watcher_of
+from homeloop.nbd.tls import TlsSocket, Watcher, Wire, watcher_of
 from homeloop.nbd.transmission import Request, RequestReader
 
 __all__ = ["Connection", "Spawn"]
@@ -94,6 +94,7 @@ class Connection:
     ) -> None:
         self.peer = peer
         self._sock = sock  # non-blocking; ours from now on
+        self._tls = sock.version() if isinstance(sock, TlsSocket) else None
         self._device = device
         self._spawn = spawn
         self._on_closed, self._on_error = on_closed, on_error
@@ -180,6 +181,8 @@ class Connection:
         """Return the counts. Any thread; elsewhere than at home each value is right, but of its own moment."""
         return ConnectionStatistics(
             peer=self.peer,
+            tls=self._tls,
+            replies=self._answers.form,
             requests=self._requests,
             errors=self._errors,
             received_bytes=self._received_bytes,

@@ -12,6 +12,8 @@ class ConnectionStatistics:
     """One moment of one connection; counts are since its start."""
 
     peer: str
+    tls: str | None  # its version, as in "TLSv1.3"; None: in the clear
+    replies: str  # "simple", "structured" or "extended"
     requests: int  # answered or in flight
     errors: int  # of them, answered with an error
     received_bytes: int
