@@ -147,6 +147,7 @@ filters = ["dely"]
     ("[nodes]\na = 1", "x:2: nodes.a: must be a table"),
     ("[nodes.1a]\ndriver='file'", "x:1: nodes.1a: a node's name"),
     ("[nodes.a]\nnode-name='b'", "x:2: nodes.a.node-name: the name is the table's"),
+    ("[exports.a]\nsource='x'\ntls-only=true", "x:3: exports.a.tls-only: there is no [tls]"),
     ("[tls]\nverify-peer=true", "x:1: tls: needs either certificates or psk"),
     ("[daemon]\nwatchdog-s=-1", "x:2: daemon.watchdog-s: must be a number above 0"),
     ("[daemon]\nswitch-interval-ms=0", "x:2: daemon.switch-interval-ms: must be a number above 0"),

@@ -159,6 +159,10 @@ def _add_tls(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tls-psk", metavar="FILE", help="the same with pre-shared keys instead: lines of user:key in hex digits"
     )
+    command.add_argument(
+        "--tls-only", metavar="EXPORT", action="append", default=[],
+        help="only this export needs TLS, the others are for everybody (may be given several times)",
+    )
 
 
 def _add_copy(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -60,6 +60,7 @@ class Plan:
     exports: tuple[ExportConfig, ...] = ()          # of the command line
     iothreads: int = 1
     tls: TlsCredentials | None = None
+    tls_only: frozenset[str] = frozenset()          # exports that need it, where the others do not; none: all need it
     hints: dict[str, str] = dataclasses.field(default_factory=dict)
     inherited: tuple[Socket, ...] = ()              # for NBD clients
     inherited_control: Socket | None = None
@@ -84,7 +85,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
     ))
     tls = tls_credentials(options)
     return _with_inherited(Plan(
-        config=config, exports=exports, iothreads=options.iothreads, tls=tls, hints=_hints(options)
+        config=config, exports=exports, iothreads=options.iothreads, tls=tls, hints=_hints(options),
+        tls_only=_tls_only(options, exports, tls),
     ))
 
 
@@ -93,7 +95,7 @@ def _plan_of_file(options: argparse.Namespace) -> Plan:
         "SOURCE": options.source, "--name": options.name, "--socket": options.socket, "--listen": options.listen,
         "--iothreads": options.iothreads != 1, "--read-only": options.read_only, "--filter": options.filter,
         "--size": options.size, "--tls-certificates": options.tls_certificates,
-        "--tls-verify-peer": options.tls_verify_peer, "--tls-psk": options.tls_psk,
+        "--tls-verify-peer": options.tls_verify_peer, "--tls-psk": options.tls_psk, "--tls-only": options.tls_only,
     }
     wrong = [name for name, value in given.items() if value is not None and value is not False and value != []]
     if wrong:           # none is passed over: who asks for TLS, or for no changes, must not go without
@@ -118,7 +120,8 @@ def _plan_of_file(options: argparse.Namespace) -> Plan:
         tls = TlsCredentials.for_server(
             config.tls.certificates, psk_file=config.tls.psk, verify_peer=config.tls.verify_peer
         )
-    plan = Plan(config=config, tls=tls)
+    tls_only = frozenset(export.name for export in config.exports if export.tls_only)
+    plan = Plan(config=config, tls=tls, tls_only=tls_only)
     return plan if options.check else _with_inherited(plan)
 
 
@@ -156,6 +159,17 @@ def tls_credentials(options: argparse.Namespace) -> TlsCredentials | None:
     if folder is None and psk_file is None and not verify_peer:
         return None
     return TlsCredentials.for_server(folder, psk_file=psk_file, verify_peer=verify_peer)
+
+
+def _tls_only(
+    options: argparse.Namespace, exports: tuple[ExportConfig, ...], tls: TlsCredentials | None
+) -> frozenset[str]:
+    names = frozenset(options.tls_only)
+    for name in sorted(names - {export.name for export in exports}):
+        raise UsageError(f"--tls-only {name}: there is no export of that name")
+    if names and tls is None:
+        raise UsageError("--tls-only needs --tls-certificates or --tls-psk")
+    return names
 
 
 def listen_config(options: argparse.Namespace) -> ListenConfig:
@@ -197,7 +211,7 @@ def export_configs(options: argparse.Namespace) -> list[ExportConfig]:
 
 async def _serve(plan: Plan) -> None:
     config = plan.config
-    daemon = Daemon(iothreads=plan.iothreads, tls=plan.tls, limits=config.limits)
+    daemon = Daemon(iothreads=plan.iothreads, tls=plan.tls, limits=config.limits, tls_only=plan.tls_only)
     with Ending(lambda: _give_up(daemon)) as ending:
         async with daemon, contextlib.AsyncExitStack() as stack:
             for export in plan.exports:

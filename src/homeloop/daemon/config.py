@@ -59,6 +59,7 @@ class ConfiguredExport:
     writable: bool = True
     description: str = ""
     iothread: str | None = None
+    tls_only: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,7 +170,7 @@ _CONNECTION_LIMITS: Final[dict[str, tuple[str, Check]]] = {
 _IOTHREAD: Final[dict[str, Check]] = {name: _number(0, (1 << 63) - 1) for name in PROPERTIES}
 _EXPORT: Final[dict[str, Check]] = {
     "node": _text, "source": _text, "filters": _filters, "size": _size, "writable": _switch,
-    "description": _any_text, "iothread": _text,
+    "description": _any_text, "iothread": _text, "tls-only": _switch,
 }
 _TOP: Final = ("daemon", "listen", "limits", "tls", "iothreads", "nodes", "exports")
 
@@ -279,7 +280,10 @@ class _Checker:
             for key, known in (("node", nodes), ("iothread", iothreads)):
                 if key in checked and checked[key] not in known and not self._was_wrong((f"{key}s", checked[key])):
                     self._wrong((*path, key), f"there is no {key} {checked[key]!r}{_nearest(checked[key], known)}")
-            found.append(ConfiguredExport(name=name, **checked))
+            if checked.get("tls-only") and "tls" not in self._values:
+                self._wrong((*path, "tls-only"), "there is no [tls]")
+            fields = {key.replace("-", "_"): value for key, value in checked.items()}
+            found.append(ConfiguredExport(name=name, **fields))
         return tuple(found)
 
     # -- tools ---------------------------------------------------------------------------------------------

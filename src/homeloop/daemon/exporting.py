@@ -16,7 +16,7 @@ import functools
 import os
 import socket
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from socket import socket as Socket
 from types import TracebackType
 from typing import Final
@@ -30,6 +30,7 @@ from homeloop.core.workers import to_worker
 from homeloop.daemon.io_errors import IoErrors
 from homeloop.daemon.iothreads import IOThreads
 from homeloop.daemon.nodes import Node, Nodes, is_identifier
+from homeloop.daemon.tls_objects import TlsObjects
 from homeloop.errors import BlockError, UsageError, WrongState
 from homeloop.nbd.credentials import TlsCredentials
 from homeloop.nbd.export import Export
@@ -101,14 +102,19 @@ class Daemon:
     """
 
     def __init__(
-        self, *, iothreads: int = 1, limits: ServerLimits | None = None, tls: TlsCredentials | None = None
+        self, *, iothreads: int = 1, limits: ServerLimits | None = None, tls: TlsCredentials | None = None,
+        tls_only: Collection[str] = (),
     ) -> None:
-        """tls: nobody is served without."""
+        """tls: nobody is served without; but if there are names in `tls_only`, only the exports of these need it."""
         if iothreads < 1:
             raise UsageError(f"{iothreads} IOThreads: there must be at least one")
         self._threads = [IOThread(f"iothread-{number}") for number in range(iothreads)]
         self.limits = limits if limits is not None else ServerLimits()
         self.tls = tls
+        self.tls_only = frozenset(tls_only)
+        if self.tls_only and tls is None:
+            raise UsageError(f"export {min(self.tls_only)!r} is for TLS only, and there are no TLS credentials")
+        self.tls_objects = TlsObjects()
         self.subscribers: list[Callable[[str, dict[str, object]], None]] = []
         self._started: _Parts | None = None             # from start() on
         self._exports: dict[str, Exported] = {}         # by id, in the order in which they were added; till closed
@@ -170,7 +176,7 @@ class Daemon:
         try:
             context = AioContext.of()
             self._started = _Parts(
-                context=context, server=Server(context, limits=self.limits, tls=self.tls), nodes=Nodes(context),
+                context=context, server=self._new_server(context, self.limits, self.tls), nodes=Nodes(context),
                 objects=IOThreads(),
             )
             for iothread in self._threads:
@@ -282,7 +288,7 @@ class Daemon:
         try:
             exported.export = await self.server.add_export(
                 name, node.device, context=node.home, description=description, read_only=not writable,
-                on_error=errors.on_error,
+                on_error=errors.on_error, tls_only=name in self.tls_only,
             )
         except BaseException:
             del self._exports[id]
@@ -400,15 +406,20 @@ class Daemon:
             await self.server.listen(path)
         self._listening = True
 
-    async def start_server(self, addresses: list[ListenConfig], connections_max: int | None = None) -> None:
-        """Listen on all of these addresses, or on none: nbd-server-start."""
+    def _new_server(self, context: AioContext, limits: ServerLimits, tls: TlsCredentials | None) -> Server:
+        return Server(context, limits=limits, tls=tls, tls_required=not self.tls_only)
+
+    async def start_server(
+        self, addresses: list[ListenConfig], connections_max: int | None = None, *, tls: TlsCredentials | None = None
+    ) -> None:
+        """Listen on all of these addresses, or on none: nbd-server-start. tls: None: the daemon's own."""
         if self._listening:
             raise UsageError("NBD server already running")
         parts = self._parts()
         limits = self.limits
         if connections_max:
             limits = dataclasses.replace(limits, connections_max=connections_max)
-        old, parts.server = parts.server, Server(parts.context, limits=limits, tls=self.tls)
+        old, parts.server = parts.server, self._new_server(parts.context, limits, self.tls if tls is None else tls)
         self._listening = True              # nobody else starts it meanwhile
         try:
             await old.close()
@@ -426,7 +437,7 @@ class Daemon:
         await asyncio.gather(*(self.take_down(exported, hard=True) for exported in list(self._exports.values())))
         self._listening = False
         parts = self._parts()
-        old, parts.server = parts.server, Server(parts.context, limits=self.limits, tls=self.tls)
+        old, parts.server = parts.server, self._new_server(parts.context, self.limits, self.tls)
         ending = asyncio.create_task(old.close())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)

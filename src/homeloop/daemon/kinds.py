@@ -15,7 +15,9 @@ from typing import Any, Final
 from homeloop.block.device import Device
 from homeloop.block.driver import Driver
 from homeloop.block.file import File
+from homeloop.block.filters.delay import Delay
 from homeloop.block.filters.specs import FilterSpec, apply_filters, parse_filter
+from homeloop.block.http import Http
 from homeloop.block.memory import Memory
 from homeloop.block.null import Null
 from homeloop.core.context import AioContext
@@ -30,6 +32,8 @@ __all__ = ["KINDS", "NODE_OPTIONS", "Kind"]
 
 Options = dict[str, Any]
 _NULL_SIZE: Final = 1 << 30         # QEMU's default
+_HTTP_TIMEOUT_S: Final = 5          # QEMU's default
+_HTTP_MEMBERS: Final = (Member("url", STRING), Member("timeout", SIZE, optional=True))
 _FILTERS: Final = (
     "cache", "cow", "delay", "error", "log", "offset", "partition", "rate", "readahead", "readonly", "retry",
 )
@@ -100,6 +104,21 @@ def _nbd(options: Options, children: Mapping[str, Device], home: AioContext) -> 
         raise UsageError(f"Failed to connect to '{named}': {text}") from error
 
 
+def _null(options: Options, children: Mapping[str, Device], home: AioContext) -> Driver:
+    null = Null(options.get("size", _NULL_SIZE))
+    latency_ns = options.get("latency-ns", 0)
+    return Delay(null, fixed=latency_ns / 1e9) if latency_ns else null
+
+
+def _http(options: Options, children: Mapping[str, Device], home: AioContext) -> Driver:
+    kind, url, timeout_s = options["driver"], options["url"], options.get("timeout", _HTTP_TIMEOUT_S)
+    if not url.startswith(f"{kind}://"):
+        raise UsageError(f"{kind} does not support the URL '{url}': it must begin with {kind}://")
+    if not timeout_s:
+        raise UsageError("Parameter 'timeout' expects a number of seconds above 0")
+    return Http(url, timeout_s=timeout_s)
+
+
 class _FilterOptions:
     """A filter's options as `homeloop serve --filter` has them, each a string, a number or a switch: a FilterSpec."""
 
@@ -159,9 +178,14 @@ KINDS: Final[dict[str, Kind]] = {
         children=("file",),
     ),
     "null-co": Kind(
-        make=lambda options, children, home: Null(options.get("size", _NULL_SIZE)),
-        members=(Member("size", SIZE, optional=True), Member("read-zeroes", BOOL, optional=True)),
+        make=_null,
+        members=(
+            Member("size", SIZE, optional=True), Member("latency-ns", SIZE, optional=True),
+            Member("read-zeroes", BOOL, optional=True),
+        ),
     ),
+    "http": Kind(make=_http, members=_HTTP_MEMBERS),
+    "https": Kind(make=_http, members=_HTTP_MEMBERS),
     "memory": Kind(make=lambda options, children, home: Memory(options["size"]), members=(Member("size", SIZE),)),
     "python": Kind(
         make=_python,

@@ -19,12 +19,14 @@ from homeloop.daemon.kinds import NODE_OPTIONS
 from homeloop.daemon.nodes import Node, is_identifier
 from homeloop.daemon.qmp.arguments import ANY, BOOL, INT, STRING, Enum, Integer, Member, Shape, Struct, Union
 from homeloop.daemon.qmp.session import COMMAND_NOT_FOUND, DEVICE_NOT_FOUND, GENERIC_ERROR
+from homeloop.daemon.tls_objects import TLS_TYPES
 from homeloop.errors import BlockError, HomeloopError, UsageError
 
 __all__ = ["COMMANDS", "VERSION", "CommandFailed", "execute"]
 
 # Clients look at it to know which commands there are: those of 7.2, as far as query-commands lists them.
 VERSION: Final[dict[str, object]] = {"qemu": {"major": 7, "minor": 2, "micro": 0}, "package": "homeloop"}
+_IOTHREAD: Final = "iothread"
 _UINT32: Final = Integer(low=0, high=(1 << 32) - 1, says="Parameter '{name}' expects uint32_t")
 
 Arguments = dict[str, Any]
@@ -134,18 +136,26 @@ async def _block_resize(daemon: Daemon, arguments: Arguments) -> object:
 
 
 async def _object_add(daemon: Daemon, arguments: Arguments) -> object:
-    id = arguments["id"]
+    id, qom_type = arguments["id"], arguments["qom-type"]
     if not is_identifier(id):
         raise UsageError("Parameter 'id' expects an identifier")
-    await daemon.objects.add(id, {name: value for name, value in arguments.items() if name in PROPERTIES})
+    if id in daemon.tls_objects.types or (qom_type != _IOTHREAD and id in daemon.objects):
+        raise UsageError(f"attempt to add duplicate property '{id}' to object (type 'container')")
+    if qom_type == _IOTHREAD:
+        await daemon.objects.add(id, {name: value for name, value in arguments.items() if name in PROPERTIES})
+    else:
+        await daemon.tls_objects.add(id, qom_type, arguments)
     return {}
 
 
 async def _object_del(daemon: Daemon, arguments: Arguments) -> object:
     id = arguments["id"]
-    if id not in daemon.objects:
+    if id in daemon.tls_objects:
+        daemon.tls_objects.delete(id)
+    elif id in daemon.objects:
+        await daemon.delete_iothread(id)
+    else:
         raise UsageError(f"object '{id}' not found")
-    await daemon.delete_iothread(id)
     return {}
 
 
@@ -164,7 +174,8 @@ async def _qom_list(daemon: Daemon, arguments: Arguments) -> object:
     if path.strip("/") == "":
         return [*own, {"name": "objects", "type": "child<container>"}]
     if path.strip("/") == "objects":
-        return [*own, *({"name": id, "type": "child<iothread>"} for id in daemon.objects)]
+        types = dict.fromkeys(daemon.objects, _IOTHREAD) | daemon.tls_objects.types
+        return [*own, *({"name": id, "type": f"child<{kind}>"} for id, kind in types.items())]
     _find_object(daemon, path)
     return [*own, *({"name": name, "type": "int"} for name in PROPERTIES)]
 
@@ -210,8 +221,9 @@ async def _nbd_server_start(daemon: Daemon, arguments: Arguments) -> object:
             text = "Servname not supported for ai_socktype"
             raise UsageError(f"address resolution failed for {host}:{port}: {text}")
         listen, failed = ListenConfig(host=host, port=int(port)), "Failed to bind socket"
+    tls = daemon.tls_objects.find(arguments["tls-creds"]) if "tls-creds" in arguments else None
     try:
-        await daemon.start_server([listen], arguments.get("max-connections"))
+        await daemon.start_server([listen], arguments.get("max-connections"), tls=tls)
     except OSError as error:
         if isinstance(error.__cause__, socket.gaierror | UnicodeError):
             raise UsageError(f"address resolution failed for {host}:{port}: {error.__cause__.args[-1]}") from error
@@ -271,6 +283,14 @@ _NOTHING: Final = Struct()
 _INET: Final = Struct(Member("host", STRING), Member("port", STRING))
 _UNIX: Final = Struct(Member("path", STRING))
 _ADDRESS: Final = Union("type", {"inet": (Member("data", _INET),), "unix": (Member("data", _UNIX),)})
+_TLS_OPTIONS: Final = tuple(
+    Member(name, shape, optional=True)
+    for name, shape in (("dir", STRING), ("endpoint", Enum("client", "server")), ("verify-peer", BOOL))
+)
+_OBJECTS: Final[dict[str, tuple[Member, ...]]] = {
+    _IOTHREAD: tuple(Member(name, INT, optional=True) for name in PROPERTIES),
+    **dict.fromkeys(TLS_TYPES, _TLS_OPTIONS),
+}
 _NBD_EXPORT: Final = (
     Member("name", STRING, optional=True), Member("description", STRING, optional=True),
 )
@@ -289,20 +309,18 @@ COMMANDS: Final[dict[str, _Entry]] = {
         ),
         _block_resize,
     ),
-    "object-add": _Entry(
-        Union(
-            "qom-type", {"iothread": tuple(Member(name, INT, optional=True) for name in PROPERTIES)},
-            Member("id", STRING),
-        ),
-        _object_add,
-    ),
+    "object-add": _Entry(Union("qom-type", _OBJECTS, Member("id", STRING)), _object_add),
     "object-del": _Entry(Struct(Member("id", STRING)), _object_del),
     "query-iothreads": _Entry(_NOTHING, _query_iothreads),
     "qom-list": _Entry(Struct(Member("path", STRING)), _qom_list),
     "qom-get": _Entry(Struct(Member("path", STRING), Member("property", STRING)), _qom_get),
     "qom-set": _Entry(Struct(Member("path", STRING), Member("property", STRING), Member("value", ANY)), _qom_set),
     "nbd-server-start": _Entry(
-        Struct(Member("addr", _ADDRESS), Member("max-connections", _UINT32, optional=True)), _nbd_server_start
+        Struct(
+            Member("addr", _ADDRESS), Member("tls-creds", STRING, optional=True),
+            Member("max-connections", _UINT32, optional=True),
+        ),
+        _nbd_server_start,
     ),
     "nbd-server-stop": _Entry(_NOTHING, _nbd_server_stop),
     "block-export-add": _Entry(
