@@ -7,7 +7,6 @@ lock (rule 2). Everything that comes from elsewhere goes through the inbox.
 from __future__ import annotations
 
 import asyncio
-import collections.abc
 import contextlib
 import contextvars
 import functools
@@ -27,6 +26,7 @@ from homeloop.core.current import current_context, thread
 from homeloop.core.entries import Call, Calls, RunWakes, SingleCall
 from homeloop.core.inbox import Inbox
 from homeloop.core.loop import HomeLoop, current_task, enter_task, leave_task, running_loop, set_running_loop
+from homeloop.core.misuse import check_given, not_at_home
 from homeloop.core.polling import AdaptivePolling
 from homeloop.core.statistics import ContextStatistics, Counters
 from homeloop.core.workers import WorkerPool
@@ -63,6 +63,7 @@ class AioContext:
         self.driven: Coroutine[Any] | None = None               # big lock: a call() that its caller drives
         self.coroutines: set[Coroutine[Any]] = set()            # home: those that have suspended and not ended
         self.counters = Counters()
+        self.debug = loop is not None and loop.get_debug()      # home or big lock: note where coroutines come from
         self.orphaned = False                                   # of the parent process; set in a forked child
         self._outer_runtime: Runtime | None = None              # home: what thread.runtime was before
         self.home_away = False                                  # big lock: the home is in released()
@@ -153,10 +154,10 @@ class AioContext:
         """Give a coroutine object this home; it is not started. Any thread.
 
         The caller's contextvars go along. ContextClosed if the context has ended (coro is closed then),
-        TypeError if it is no coroutine object.
+        TypeError if it is no coroutine object, WrongState if it has begun already.
         """
-        if type(coro) is not CoroutineType and not isinstance(coro, collections.abc.Coroutine):
-            raise TypeError(f"a coroutine object is needed, got {coro!r}")
+        if type(coro) is not CoroutineType or coro.cr_suspended or self.debug:
+            check_given(self, coro)
         if self.inbox.closed:
             coro.close()
             raise self.inbox.refusal()
@@ -551,7 +552,7 @@ class AioContext:
         if not isinstance(co, Coroutine):
             return self.create(co)
         if co.context is not self:
-            raise UsageError(f"{co!r} is not at home in {self.name}; a coroutine's home never changes")
+            raise not_at_home(co, self)
         return co
 
     def _kick_foreign(self) -> None:

@@ -39,9 +39,9 @@ from homeloop.core.loop import (
     leave_if_current,
     leave_task,
     register_task,
-    take_awaited,
     unregister_task,
 )
+from homeloop.core.misuse import UNBORN, bad_yield, begun_error, is_begun, sites
 from homeloop.core.stacks import await_frames, stack_text, traceback_frames
 from homeloop.core.states import CoroutineState
 from homeloop.errors import WrongState
@@ -146,7 +146,7 @@ class Coroutine(Generic[T]):
         self._state = _CREATED                                  # see the table above
         self._permit = False                                    # under lock: a wake is remembered
         self._callbacks: list[Callable[[Coroutine[T]], object]] | None = None    # under lock
-        self._fut_waiter: Any = None                            # home: the future that it awaits
+        self._fut_waiter: Any = UNBORN                          # home: the future that it awaits
         self._must_cancel = False                               # home: throw _error at the next step
         self._cancels = 0                                       # home: cancel() less uncancel()
         self.link: Any = None                                   # home: what it awaits, for the wait graph
@@ -410,7 +410,7 @@ class Coroutine(Generic[T]):
         if self._state is not _DONE:
             me = current_coroutine()
             if me is self:
-                raise RuntimeError(f"{self!r} cannot await itself")
+                raise RuntimeError(f"{self!r} cannot await itself{sites(self._coro, 'awaited')}")
             yield from wait_for_end(self, me)
         return self.outcome()
 
@@ -428,8 +428,10 @@ class Coroutine(Generic[T]):
         """Run until it parks, waits or ends. The caller has checked that it may (SCHEDULED or WAITING)."""
         loop = self.context.loop
         self._state = _RUNNING
-        self._fut_waiter = None
         try:
+            if self._fut_waiter is UNBORN and getattr(self._coro, "cr_suspended", False):
+                raise begun_error(self)
+            self._fut_waiter = None
             enter_task(loop, self)  # type: ignore[arg-type]
             if self._must_cancel:
                 yielded = self._vars.run(self._coro.throw, self._take_error())
@@ -443,7 +445,8 @@ class Coroutine(Generic[T]):
                 self._finish(stop.value, None)
         except BaseException as exc:
             leave_if_current(loop, self)    # it is not, if a Ctrl-C came just before or behind the step
-            self._coro.close()
+            if self._fut_waiter is not UNBORN and not getattr(self._coro, "cr_running", False):     # another's, else
+                self._coro.close()
             self._finish(None, exc)
             if isinstance(exc, KeyboardInterrupt | SystemExit):
                 raise
@@ -479,16 +482,7 @@ class Coroutine(Generic[T]):
         self.context.queue(self)
 
     def _wait_for(self, yielded: Any) -> None:
-        awaited = take_awaited(yielded)
-        problem = None
-        if awaited is None:
-            problem = f"{self!r} got bad yield: {yielded!r}"
-        elif not awaited:
-            problem = f"yield was used instead of yield from in {self!r} with {yielded!r}"
-        elif yielded is self:
-            problem = f"{self!r} cannot await on itself"
-        elif yielded.get_loop() is not self.context.loop:
-            problem = f"{self!r} got future {yielded!r} attached to a different loop"
+        problem = bad_yield(self, yielded)
         if problem is not None:
             self._state = _SCHEDULED
             self._must_cancel = True
@@ -532,7 +526,8 @@ class Coroutine(Generic[T]):
     def abandon(self, error: BaseException) -> None:
         """End it without a step: it never ran, or never will (home thread)."""
         try:
-            self._coro.close()
+            if self._fut_waiter is not UNBORN or not is_begun(self._coro):     # else it is another's
+                self._coro.close()
         finally:
             self._finish(None, error)
 

@@ -11,7 +11,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING
 
-from homeloop.core import registry, waiting
+from homeloop.core import misuse, registry, waiting
 from homeloop.core.current import thread
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ def _after_fork_in_child() -> None:
     thread.forget()
     registry.forget_all()
     waiting.forget_all()
+    misuse.forget_all()
     for context in list(_contexts):
         context.orphan()
     _contexts.clear()

@@ -241,6 +241,10 @@ class HomeLoop(asyncio.SelectorEventLoop):
     def _check_thread(self) -> None:
         self.check_home("a method")     # asyncio's debug mode asks this; always-on checks come first
 
+    def set_debug(self, enabled: bool) -> None:
+        super().set_debug(enabled)
+        self.context.debug = enabled
+
     def create_task(self, coro: Any, **kwargs: Any) -> asyncio.Task[Any]:
         if get_ident() != self.home_ident:
             try:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from homeloop.core import driving, waitgraph
 from homeloop.core.current import current_context, thread
 from homeloop.core.interrupts import ctrl_c_cancels, ctrl_c_is_ours, ctrl_c_may_come
+from homeloop.core.misuse import sites
 from homeloop.errors import WouldDeadlock, WrongThread
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ def wait_done(co: Coroutine[Any], timeout: float | None, *, cancelled: bool = Fa
         return True
     here = _check_may_wait(co.context)
     if here is co.context and co in (*thread.below, here.running):
-        raise WouldDeadlock(f"{co!r} would wait for itself")
+        raise WouldDeadlock(f"{co!r} would wait for itself{sites(co.get_coro(), 'waited for')}")
     waiter = _Waiter()
     co.when_done(waiter.kick)
     link = waitgraph.CoroutineEnd(co, cancelled=cancelled) if timeout is None else None
