@@ -17,7 +17,7 @@ from homeloop.core.runtime import Runtime, run
 from homeloop.core.workers import to_worker
 from homeloop.errors import BlockError, ConnectionLost, PeerError, UsageError, WrongState
 from homeloop.nbd.attempt import Attempt
-from homeloop.nbd.connector import Pacing
+from homeloop.nbd.connector import Connector, Pacing
 from homeloop.nbd.reconnecting import TRIES_MAX, ReconnectingClient
 from homeloop.nbd.uri import parse_uri
 from tests.nbd import wire
@@ -456,6 +456,32 @@ async def test_close_while_the_thread_connects_to_a_dead_peer(server: Scripted) 
         dead.close()
         for writer in writers:
             writer.transport.abort()
+
+
+@scripted
+async def test_no_thread_for_the_next_connection(server: Scripted) -> None:
+    """Requests fail meanwhile; it is tried again, and not given up for good."""
+    refused = asyncio.Event()
+
+    def barren(_connector: Connector) -> None:
+        refused.set()
+        raise RuntimeError("can't start new thread")
+
+    session = await to_worker(Attempt(parse_uri(server.uri)).run)
+    pacing = Pacing(backoff_s=(0.01,))
+    client = ReconnectingClient(server.uri, reconnect_delay=HOUR_S, session=session, pacing=pacing)
+    first = await server.peer()
+    await do(first, client.read(0, 512))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Connector, "_start_locked", barren)
+        first.hang_up()
+        await soon(refused.wait())
+        with pytest.raises(ConnectionLost, match="no connection"):
+            await soon(client.read(0, 512))
+    second = await server.peer()
+    await until(lambda: client.connected)
+    await do(second, client.read(0, 512))
+    await client.close()
 
 
 @scripted

@@ -416,13 +416,17 @@ class ReconnectingClient:
 
     async def _get_session(self, *, retry: bool) -> None:
         """The manager's work: one session."""
-        try:
-            session = await self._connector.session(retry=retry)
-        except WrongState:                          # closed meanwhile
-            return
-        except Exception:                           # whatever ended the one attempt of open(): that raises it
-            self._delay_is_over()
-            return
+        while True:
+            try:
+                session = await self._connector.session(retry=retry)
+                break
+            except WrongState:                      # closed meanwhile
+                return
+            except Exception:                       # whatever ended the one attempt of open(): that raises it
+                self._delay_is_over()
+                if not retry:
+                    return
+            await asyncio.sleep(self._pacing.backoff_s[-1])     # the system has no more threads, just now
         self._take(session)
 
     def _take(self, session: Session) -> None:
