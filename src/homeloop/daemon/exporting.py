@@ -74,6 +74,7 @@ class Exported:
     name: str                       # what NBD clients ask for
     node: Node
     iothread: IOThread | None
+    server: Server                  # which may have been stopped since
     export: Export | None = None    # None until the server has it
     removal: asyncio.Task[None] | None = None
 
@@ -212,7 +213,7 @@ class Daemon:
         node = exported.node
         try:
             if exported.removal is None:
-                await self.server.remove_export(exported.name)
+                await exported.server.remove_export(exported.name)
             else:
                 await asyncio.wait([exported.removal])
             if exported.id in node.exports:
@@ -280,13 +281,13 @@ class Daemon:
             if fixed:
                 raise
         home = self.objects.at(node.home)
-        exported = Exported(id=id, name=name, node=node, iothread=home)
+        exported = Exported(id=id, name=name, node=node, iothread=home, server=self.server)
         self._exports[id] = exported
         node.exports.append(id)
         node.offered = True
         errors = IoErrors(self._parts().context, node.name, self.emit)
         try:
-            exported.export = await self.server.add_export(
+            exported.export = await exported.server.add_export(
                 name, node.device, context=node.home, description=description, read_only=not writable,
                 on_error=errors.on_error, tls_only=name in self.tls_only,
             )
@@ -333,7 +334,7 @@ class Daemon:
         await asyncio.wait([exported.removal], timeout=_PATIENCE_S)
 
     async def _remove(self, exported: Exported, hard: bool) -> None:
-        await self.server.remove_export(exported.name, hard=hard)
+        await exported.server.remove_export(exported.name, hard=hard)
         exported.node.exports.remove(exported.id)
         del self._exports[exported.id]
         self.emit("BLOCK_EXPORT_DELETED", {"id": exported.id})
@@ -387,24 +388,27 @@ class Daemon:
 
     async def listen(self, where: ListenConfig) -> None:
         """Let clients in. OSError if nobody can listen there; UsageError for an address that makes no sense."""
+        await self._listen(self.server, where)
+        self._listening = True
+
+    async def _listen(self, server: Server, where: ListenConfig) -> None:
         if where.port is not None:
             host = where.host or "localhost"
             try:
-                await self.server.listen((host, where.port))
+                await server.listen((host, where.port))
             except (socket.gaierror, UnicodeError) as error:
                 # getaddrinfo() does not say for which host, nor has it an errno. A name that IDNA cannot encode
                 # is a UnicodeError.
                 text = error.strerror if isinstance(error, OSError) else str(error)
                 raise OSError(errno.EADDRNOTAVAIL, f"cannot find the host {host!r}: {text}") from error
         elif where.inherited is not None:
-            await self.server.listen(where.inherited)
+            await server.listen(where.inherited)
         else:
             path = where.socket
             if path is None:
                 self._folder = await to_worker(tempfile.mkdtemp, "", "homeloop-")
                 path = os.path.join(self._folder, "nbd.sock")
-            await self.server.listen(path)
-        self._listening = True
+            await server.listen(path)
 
     def _new_server(self, context: AioContext, limits: ServerLimits, tls: TlsCredentials | None) -> Server:
         return Server(context, limits=limits, tls=tls, tls_required=not self.tls_only)
@@ -419,25 +423,27 @@ class Daemon:
         limits = self.limits
         if connections_max:
             limits = dataclasses.replace(limits, connections_max=connections_max)
-        old, parts.server = parts.server, self._new_server(parts.context, limits, self.tls if tls is None else tls)
+        old, server = parts.server, self._new_server(parts.context, limits, self.tls if tls is None else tls)
+        parts.server = server
         self._listening = True              # nobody else starts it meanwhile
         try:
             await old.close()
             for address in addresses:
-                await self.listen(address)
+                await self._listen(server, address)
         except BaseException:
-            self._listening = False
-            await parts.server.close()
+            if parts.server is server:      # else it was stopped meanwhile
+                self._listening = False
+            await server.close()
             raise
 
     async def stop_server(self) -> None:
         """Remove all exports, hard, and listen no more: nbd-server-stop."""
         if not self._listening:
             raise UsageError("NBD server not running")
-        await asyncio.gather(*(self.take_down(exported, hard=True) for exported in list(self._exports.values())))
-        self._listening = False
+        self._listening = False             # at once: who comes now must not be offered by the one that ends
         parts = self._parts()
         old, parts.server = parts.server, self._new_server(parts.context, self.limits, self.tls)
+        await asyncio.gather(*(self.take_down(exported, hard=True) for exported in list(self._exports.values())))
         ending = asyncio.create_task(old.close())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)

@@ -156,7 +156,10 @@ class Server:
             raise WrongState(f"server {self.name} is closed")
         if isinstance(where, tuple):
             host, port = where
-            listeners = listen_tcp(host or "localhost", await self._addresses(host, port), self._limits.backlog)
+            addresses = await self._addresses(host, port)
+            if self._closing:
+                raise WrongState(f"server {self.name} was closed meanwhile")
+            listeners = listen_tcp(host or "localhost", addresses, self._limits.backlog)
         elif isinstance(where, socket.socket):
             listeners = [adopt_listener(where)]
         else:

@@ -19,6 +19,7 @@ from homeloop.daemon import kinds
 from homeloop.daemon.exporting import Daemon
 from homeloop.errors import BlockError
 from homeloop.nbd.client import connect as nbd_connect
+from homeloop.nbd.server import Server
 from tests.daemon.qmp.control import LIMIT_S, Failed, connect, controlled
 
 MIB = 1 << 20
@@ -197,6 +198,77 @@ def test_a_node_that_is_resized_stays_where_it_is(tmp_path: Path) -> None:
             gate.set()
             assert await resizing == {}
             assert daemon.nodes["n"].device.size == 2 * MIB
+            await other.close()
+
+    run(main())
+
+
+def test_an_export_that_comes_while_the_server_is_stopped(tmp_path: Path) -> None:
+    """It is refused: else it would be listed for ever, and offered by nobody."""
+    async def main() -> None:
+        async with controlled(tmp_path) as (daemon, _monitors, client):
+            await client.run("blockdev-add", **picky("slow"))
+            await client.run("blockdev-add", driver="null-co", node_name="n")
+            await serving(client, tmp_path)
+            await client.run("block-export-add", type="nbd", id="e0", node_name="slow")
+            Picky.gate = gate = threading.Event()
+            nbd = await nbd_connect(uri(tmp_path, "slow"))
+            reading = asyncio.create_task(nbd.read(0, 512))
+            async with asyncio.timeout(LIMIT_S):
+                while not Picky.asked_in:       # noqa: ASYNC110 - it is asked in this thread
+                    await asyncio.sleep(0)
+            other = await connect(tmp_path / "control")
+            stopping = asyncio.create_task(other.run("nbd-server-stop"))
+            async with asyncio.timeout(LIMIT_S):
+                while daemon.exports["e0"].removal is None:     # noqa: ASYNC110 - of states that no event announces
+                    await asyncio.sleep(0)
+            with pytest.raises(Failed, match="NBD server not running"):
+                await client.run("block-export-add", type="nbd", id="e1", node_name="n")
+            gate.set()
+            assert await stopping == {}
+            await asyncio.gather(reading, return_exceptions=True)
+            await nbd.close()
+            assert await client.run("query-block-exports") == []
+            await serving(client, tmp_path)
+            await client.run("block-export-add", type="nbd", id="e1", node_name="n")
+            async with nbd_connect(uri(tmp_path, "n")) as again:
+                assert again.size == 1 << 30
+            await other.close()
+
+    run(main())
+
+
+def test_a_server_that_is_stopped_while_it_resolves_its_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does not listen then, and does not pass for running."""
+    resolving, go = asyncio.Event(), asyncio.Event()
+    resolve = Server._addresses
+
+    async def slowly(server: Server, host: str, port: int) -> Any:
+        resolving.set()
+        await go.wait()
+        return await resolve(server, host, port)
+
+    monkeypatch.setattr(Server, "_addresses", slowly)
+
+    async def main() -> None:
+        async with controlled(tmp_path) as (daemon, _monitors, client):
+            other = await connect(tmp_path / "control")
+            inet = {"type": "inet", "data": {"host": "localhost", "port": "0"}}
+            starting = asyncio.create_task(other.run("nbd-server-start", addr=inet))
+            await asyncio.wait_for(resolving.wait(), LIMIT_S)
+            await client.run("nbd-server-stop")
+            await serving(client, tmp_path)
+            go.set()
+            with pytest.raises(Failed, match="was closed meanwhile"):
+                await starting
+            assert len(daemon.server.statistics().uris) == 1
+            with pytest.raises(Failed, match="already running"):
+                await serving(client, tmp_path)
+            await client.run("nbd-server-stop")
+            with pytest.raises(Failed, match="not running"):
+                await client.run("nbd-server-stop")
             await other.close()
 
     run(main())
