@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import random
 from collections.abc import AsyncIterator, Awaitable
@@ -16,7 +17,7 @@ from homeloop.block.memory import Memory
 from homeloop.block.opening import default_name, open_device
 from homeloop.core.runtime import run
 from homeloop.core.workers import to_worker
-from homeloop.errors import BlockError, UsageError
+from homeloop.errors import BlockError, ConnectionDropped, UsageError
 from homeloop.nbd.client import connect
 from homeloop.nbd.limits import ConnectionLimits
 from homeloop.nbd.nbd_driver import open_nbd
@@ -24,7 +25,7 @@ from homeloop.nbd.protocol import TransmissionFlag
 from homeloop.nbd.server import ServerLimits
 from homeloop.nbd.serving import serve
 from tests.nbd.scripted import Scripted
-from tests.nbd.talking import soon
+from tests.nbd.talking import Gated, soon, turns, until
 from tests.nbd.test_interop import image, tell
 
 SIZE = 4 << 20
@@ -88,6 +89,61 @@ def test_everything_is_passed_on() -> None:
                 ("write_zeroes", 0, SIZE, False, False), ("write_zeroes", 0, 512, True, True),
             ]
             assert await answer(device.extents(0, SIZE)) == [(65536, False, False), (SIZE - 65536, True, True)]
+
+    run(main())
+
+
+class LateChanges(Gated):
+    async def trim(self, offset: int, length: int) -> None:     # type: ignore[override]
+        await self.gate(offset)
+
+    async def write_zeroes(self, offset: int, length: int, *, may_trim: bool) -> None:      # type: ignore[override]
+        await self.gate(offset)
+
+
+def test_a_cancelled_change_ends_when_the_server_has_answered() -> None:
+    """Else it could be done after what the caller does next. Cancelled twice, it ends; a read, at once."""
+    async def main() -> None:
+        driver = LateChanges()
+        async with proxied(driver, iothread=False) as device:
+            for change in (device.write(0, b"x" * 4096), device.write_zeroes(0, 4096), device.trim(0, 4096)):
+                writing = asyncio.ensure_future(change)                     # type: ignore[arg-type]
+                await until(lambda: driver.waiting)
+                writing.cancel()
+                await turns()
+                assert not writing.done()
+                driver.release()
+                with pytest.raises(asyncio.CancelledError):
+                    await soon(writing)
+                assert not driver.waiting
+            reading = asyncio.ensure_future(device.read(0, 4096))           # type: ignore[arg-type]
+            await until(lambda: driver.waiting)
+            reading.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await soon(reading)
+            writing = asyncio.ensure_future(device.write(4096, b"y" * 4096))    # type: ignore[arg-type]
+            await until(lambda: len(driver.waiting) == 2)
+            writing.cancel()
+            await turns()
+            writing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await soon(writing)
+            driver.release()
+
+    run(main())
+
+
+def test_a_cancelled_change_ends_with_its_connection() -> None:
+    async def main() -> None:
+        driver = Gated()
+        async with proxied(driver, iothread=False) as device:
+            writing = asyncio.ensure_future(device.write(0, b"x" * 4096))   # type: ignore[arg-type]
+            await until(lambda: driver.waiting)
+            writing.cancel()
+            await turns()
+            driver.fail(0, ConnectionDropped("as told"))
+            with pytest.raises(asyncio.CancelledError):
+                await soon(writing)
 
     run(main())
 

@@ -167,6 +167,85 @@ class StaleQuickRead(_Memory):
         return bytes(length)
 
 
+class _Filling(_Memory):
+    """On a worker, where read_into is used."""
+
+    thread_model = "serialised"
+    read_nowait = None
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = self.read(offset, len(buffer))
+
+
+class FillsTooLittle(_Filling):
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        super().read_into(offset, buffer[: len(buffer) - len(buffer) // 1000])
+
+
+class FillsLater(_Filling):
+    """Keeps the buffer, and uses it once more with the next."""
+
+    kept: memoryview | None = None
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        super().read_into(offset, buffer)
+        if self.kept is not None:
+            self.kept[:] = bytes(len(self.kept))
+        self.kept = buffer
+
+
+class ReadIsAnother(_Filling):
+    """Its read_into is right."""
+
+    def read(self, offset: int, length: int) -> BytesLike:
+        return bytes(length)
+
+    def read_into(self, offset: int, buffer: memoryview) -> None:
+        buffer[:] = super().read(offset, len(buffer))
+
+
+class TakesLessThanItSays(_Memory):
+    request_bytes_max = 8192
+
+    def write(self, offset: int, data: BytesLike) -> None:
+        super().write(offset, data[:4096])
+
+
+class _Blocks(_Memory):
+    block_size_min = 4096
+
+
+class BlocksAreSwapped(_Blocks):
+    """Of two blocks at once it writes the second twice."""
+
+    def write(self, offset: int, data: BytesLike) -> None:
+        super().write(offset, data)
+        if len(data) == 4096:
+            super().write(offset, bytes(data[:1]) + bytes(data[:-1]))
+
+
+class KeepsItsSize(_Memory):
+    def resize(self, size: int) -> None:
+        """Say nothing of it in `size`."""
+
+
+class ResizesToNothing(_Memory):
+    def resize(self, size: int) -> None:
+        self._pages.clear()
+        super().resize(size)
+
+
+class RefusesToResizeAndForgets(_Memory):
+    def resize(self, size: int) -> None:
+        self._pages.clear()
+        raise OSError(errno.ENOTSUP, "not this one")
+
+
+class ResizeFails(_Memory):
+    def resize(self, size: int) -> None:
+        raise OSError(errno.EIO, "no such luck")
+
+
 class SharedPosition:
     """Seeks and reads in two steps, and calls itself parallel; the barrier brings two together."""
 
@@ -296,6 +375,15 @@ BAD = [
     Bad(ExtentsOfNothing, "extents", "extent of length 0"),
     Bad(CacheScribbles, "cache", "after cache"),
     Bad(StaleQuickRead, "quick_paths", "read_nowait and read do not agree"),
+    Bad(FillsTooLittle, "read_into", "bytes at"),
+    Bad(FillsLater, "read_into", "changed with a later request"),
+    Bad(ReadIsAnother, "read_into", "bytes at"),
+    Bad(TakesLessThanItSays, "request_bytes_max", "a request of 8192 bytes, with request_bytes_max=8192: "),
+    Bad(BlocksAreSwapped, "emulated_alignment", "bytes at"),
+    Bad(KeepsItsSize, "resize", f"after a resize from {SIZE} to {SIZE + 1} bytes its size is {SIZE}"),
+    Bad(ResizesToNothing, "resize", f"after a resize to {SIZE + 1} bytes: "),
+    Bad(RefusesToResizeAndForgets, "resize", f"after a resize from {SIZE} to {SIZE + 1} bytes that was refused: "),
+    Bad(ResizeFails, "resize", "bytes failed: EIO: ResizeFails.resize"),
     Bad(SharedPosition, "concurrent_requests", "requests in flight"),
     Bad(LockIsNotGivenBack, "cancelled_requests", "it hangs"),
     Bad(CancelledIsAnError, "cancelled_requests", "let CancelledError pass"),

@@ -27,9 +27,14 @@ from homeloop.block.filters.readonly import Readonly
 from homeloop.block.filters.retry import Retry
 from homeloop.block.filters.tables import Found
 from homeloop.block.memory import Memory
+from homeloop.block.null import Null
+from homeloop.block.opening import open_driver
 from homeloop.errors import UsageError
+from homeloop.nbd.nbd_driver import open_nbd
 from homeloop.testing.drivers import check_driver
+from homeloop.testing.nbd_serving import NbdServing
 from tests.block.filters.waiting import Waiting
+from tests.block.test_http import Site, serving
 from tests.testing.bad_drivers import BAD, SIZE, Bad, WedgedByAnError, _Async, _Memory
 
 MOVES = 60
@@ -73,6 +78,115 @@ def test_every_filter_over_drivers_that_wait_and_that_do_not(
     }
     report = check_driver(lambda: FILTERS[name](make[below]()), seed=seed, moves=MOVES)
     assert {"reads", "random_requests", "extents", "close"} <= set(report.passed)
+
+
+CHAINS: dict[str, Callable[[Any], Any]] = {
+    "cow-cache-delay": lambda below: Cow(Cache(Delay(below, jitter=1e-6), size=16 << 10, block=4096), cluster=4096),
+    "cache-back-cow-delay": lambda below: Cache(
+        Cow(Delay(below, jitter=1e-6), cluster=4096), size=16 << 10, block=4096, write_back=True
+    ),
+    "cache-back-delay": lambda below: Cache(Delay(below, jitter=1e-6), size=16 << 10, block=4096, write_back=True),
+    "faults-cow-readahead": lambda below: Faults(seed=1, volatile=True).over(Cow(Readahead(below), cluster=4096)),
+    "faults-readahead-rate": lambda below: Faults(seed=1, volatile=True).over(Readahead(Rate(below, bytes_per_s=1e10))),
+    "retry-error-cache": lambda below: Retry(Error(Cache(below, size=65536), share=0.05), times=30, delay_s=0),
+}
+# What a user writes in a file, for python:FILE:CLASS?options.
+CLASSES = """
+import asyncio
+
+class Plain:
+    size = 300 << 10
+
+    def __init__(self, block: int = 1, longest: int = 1 << 30):
+        self.block_size_min, self.request_bytes_max = block, longest
+        self.data = bytearray(self.size)
+
+    def read(self, offset, length):
+        assert (offset | length) % self.block_size_min == 0 and length <= self.request_bytes_max
+        return bytes(self.data[offset:offset + length])
+
+    def write(self, offset, data):
+        assert (offset | len(data)) % self.block_size_min == 0 and len(data) <= self.request_bytes_max
+        self.data[offset:offset + len(data)] = data
+
+    def resize(self, size):
+        self.data = self.data[:size].ljust(size, b"\\0")
+        self.size = size
+
+class Parallel(Plain):
+    thread_model = "parallel"
+    resize = None
+
+class Into(Plain):
+    def read_into(self, offset, buffer):
+        buffer[:] = self.read(offset, len(buffer))
+
+class Later(Plain):
+    async def read(self, offset, length):
+        await asyncio.sleep(0)
+        return super().read(offset, length)
+
+    async def write(self, offset, data):
+        await asyncio.sleep(0)
+        super().write(offset, data)
+"""
+USUAL = {"reads", "writes", "zeroes", "random_requests", "concurrent_requests", "extents", "close"}
+
+
+@pytest.mark.parametrize("below", ["memory", "waiting"])
+@pytest.mark.parametrize("name", CHAINS)
+def test_chains_of_filters(name: str, below: str, seed: int) -> None:
+    make: dict[str, Callable[[], Any]] = {"memory": lambda: Memory(SIZE), "waiting": lambda: Waiting(SIZE)}
+    report = check_driver(lambda: CHAINS[name](make[below]()), seed=seed, moves=MOVES)
+    assert set(report.passed) >= USUAL
+    assert ("resize" in report.passed) != ("cow" in name)
+
+
+@pytest.mark.parametrize(("what", "more"), [
+    ("Plain", {"resize"}),
+    ("Plain?block=512", {"emulated_alignment", "resize"}),
+    ("Plain?block=4096&longest=8192", {"emulated_alignment", "request_bytes_max"}),
+    ("Parallel?longest=10000", {"request_bytes_max"}),
+    ("Into", {"read_into"}),
+    ("Into?block=512&longest=1024", {"read_into", "emulated_alignment", "request_bytes_max"}),
+    ("Later?longest=4097", {"request_bytes_max"}),
+])
+def test_python_classes(what: str, more: set[str], tmp_path: Path, seed: int) -> None:
+    file = tmp_path / "classes.py"
+    file.write_text(CLASSES)
+    report = check_driver(lambda: open_driver(f"python:{file}:{what}"), seed=seed, moves=MOVES)
+    assert set(report.passed) >= USUAL | more
+
+
+def test_null(seed: int) -> None:
+    """It forgets what is written, so only a read-only one is a device like others."""
+    report = check_driver(lambda: Readonly(open_driver("null:300k")), seed=seed, moves=MOVES)
+    assert {"reads", "random_requests", "concurrent_requests", "extents"} <= set(report.passed)
+    for only in ("traits", "reads", "extents", "cache", "close"):
+        assert check_driver(Null, seed=seed, moves=MOVES, only=only).passed == (only,)
+
+
+def test_http(seed: int) -> None:
+    with serving(Site()) as site:
+        report = check_driver(lambda: open_driver(site.url), seed=seed, moves=MOVES)
+    assert {"reads", "read_answers_are_kept", "random_requests", "concurrent_requests"} <= set(report.passed)
+    assert "writes" in report.skipped
+
+
+@pytest.mark.parametrize("served", ["memory", "waiting", "blocks"])
+def test_nbd(served: str, seed: int) -> None:
+    """A driver that is the client of an export: each check has a server's export of its own."""
+    class Blocks(Memory):
+        block_size_min = 4096
+
+    names = itertools.count()
+    make = {"memory": Memory, "waiting": Waiting, "blocks": Blocks}[served]
+    with NbdServing() as serving_nbd:
+        report = check_driver(
+            lambda: open_nbd(serving_nbd(make(SIZE), name=str(next(names)))), seed=seed, moves=MOVES
+        )
+    assert set(report.passed) >= USUAL | {"flush", "trim", "cancelled_requests"}
+    assert ("emulated_alignment" in report.passed) == (served == "blocks")
 
 
 @pytest.mark.parametrize("name", ["memory", "file", "read-only file", "waiting", "large", "blocks", "tiny", "empty"])

@@ -36,6 +36,7 @@ from homeloop.nbd.uri import NbdUri, parse_uri
 __all__ = ["IN_FLIGHT_MAX", "Client", "Connecting", "connect"]
 
 IN_FLIGHT_MAX: Final = 1024  # requests on their way; a server may take fewer at once, and reads the rest later
+_CHANGES: Final = frozenset({Command.WRITE, Command.TRIM, Command.WRITE_ZEROES})
 
 
 class Client:
@@ -46,6 +47,9 @@ class Client:
     refuses it; the connection goes on. PeerError means that the server broke the protocol, ConnectionLost that it
     went away: all requests fail with it, those in flight and those to come. A cancelled request is forgotten here;
     the server may still do it. Its late reply is read and dropped; until it has come, its place is taken.
+
+    With finishes_changes set, a write, trim or write_zeroes that is cancelled on its way raises that only when the
+    server has answered, so that it cannot overtake what the caller does next; cancelled once more, at once.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class Client:
         self._places_given = 0  # to some that were in the line and have not run since
         self._cookie = 0
         self._idle: asyncio.Future[None] | None = None  # close() waits until nothing is in flight
+        self.finishes_changes = False  # set before the first request
         self.heard = 0  # how often the server has said something
         self._flush_queued = False
         self._writing = False
@@ -232,9 +237,20 @@ class Client:
         try:
             return await reply
         except asyncio.CancelledError:
-            if data:
-                self._out.keep(data)  # the caller may change it now
+            try:
+                if self.finishes_changes and command in _CHANGES and cookie in self._waiting:
+                    await self._late_reply(cookie, what)
+            finally:
+                if data:
+                    self._out.keep(data)  # the caller may change it now
             raise
+
+    async def _late_reply(self, cookie: int, what: str) -> None:
+        """Wait for the reply to a request whose own future was cancelled; whatever it says."""
+        reply: asyncio.Future[Any] = self._loop.create_future()
+        self._waiting[cookie] = reply, what
+        with contextlib.suppress(BlockError, PeerError):
+            await reply
 
     def _check_alive(self) -> None:
         if self._failure is not None:

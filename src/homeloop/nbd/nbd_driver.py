@@ -33,12 +33,17 @@ _PREFERRED_MIN: Final = 512  # Z1
 
 
 class NbdDriver:
-    """The driver of one export. Its methods run at the home of the device; the first call makes that the client's."""
+    """The driver of one export. Its methods run at the home of the device; the first call makes that the client's.
+
+    A change that is cancelled ends when the server has answered it, or the connection is lost; cancelled once more, at
+    once.
+    """
 
     def __init__(self, client: ReconnectingClient) -> None:
         """Take over a client whose export is known. Any thread."""
         info = client.info
         self._client = client
+        client.finishes_changes = True      # a Device takes a change that has ended for one that does no more
         self._payload_bytes_max = _whole_blocks(info)
         self.size = info.size
         self.read_only = client.read_only

@@ -105,6 +105,7 @@ class ReconnectingClient:
         if not (attempt_timeout > 0 and (reply_timeout is None or reply_timeout > 0) and in_flight_max > 0):
             raise UsageError(f"attempt_timeout={attempt_timeout}, reply_timeout={reply_timeout}, "
                              f"in_flight_max={in_flight_max}: must be above 0")
+        self.finishes_changes = False                               # as Client's; set before the first request
         self._uri = parse_uri(uri) if isinstance(uri, str) else uri
         self._reconnect_delay = reconnect_delay
         self._open_timeout = open_timeout
@@ -440,6 +441,7 @@ class ReconnectingClient:
         self._info = session.info
         self._stop_timers()
         client = Client(session.sock, session.info, session.leftover, in_flight_max=self._in_flight_max)
+        client.finishes_changes = self.finishes_changes
         self._client, self._state, self._works = client, _State.CONNECTED, False
         self._connections += 1
         if client.failure is not None:              # it began by breaking the protocol

@@ -11,117 +11,18 @@ import contextlib
 import errno
 import random
 from asyncio import iscoroutine
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias, cast
 
-from homeloop.block.device import Device
-from homeloop.block.driver import Driver, traits_of
+from homeloop.block.driver import PAYLOAD_BYTES_MAX, Driver, traits_of
 from homeloop.block.filters.requests import Request, perform
 from homeloop.errors import BlockError
+from homeloop.testing.driver_bench import Bench, Skipped
 
-__all__ = ["CHECKS", "Bench", "Check", "Skipped"]
+__all__ = ["CHECKS", "Check"]
 
-# Of the driver, what is looked at: so much from its start, and so much before its end.
-_WINDOW: Final = 1 << 20
-_LENGTHS: Final = (1, 511, 512, 513, 4096, 10_000, 65_536, 65_537, 200_000)
 _CONCURRENT: Final = 16
-
-
-class Skipped(Exception):
-    """The check is about something that this driver does not have."""
-
-
-class Bench:
-    """One driver behind a Device, and a bytearray that says what its windows must hold."""
-
-    def __init__(self, driver: Driver, *, seed: int, moves: int, fail_next: Callable[[Any], object] | None) -> None:
-        self.driver = driver
-        self.device = Device(driver)
-        self.chance = random.Random(seed)
-        self.moves = moves
-        self.fail_next = fail_next
-        self.requests = 0
-        self.granule = self.device.block_size.minimum
-        size = self.device.size
-        window = min(size, _WINDOW)
-        window -= window % self.granule
-        self.windows = sorted({(0, window), (size - window, size)})     # (start, end), perhaps overlapping
-        if len(self.windows) == 2 and self.windows[1][0] < window:
-            self.windows = [(0, size)]
-
-    def needs(self, ability: bool, what: str) -> None:
-        if not ability:
-            raise Skipped(f"the driver has no {what}")
-
-    def needs_room(self) -> None:
-        if self.device.size < 4 * self.granule:
-            raise Skipped(f"{self.device.size} bytes are too few")
-
-    async def ask(self, request: Request) -> Any:
-        """Ask and wait for the answer. AssertionError if it is an error: nothing that the checks ask is wrong."""
-        self.requests += 1
-        try:
-            answer = perform(self.device, request)
-            return await answer if iscoroutine(answer) else answer
-        except BlockError as error:
-            cause = error.__cause__ if error.__cause__ is not None else error
-            raise AssertionError(f"{request} failed: {error}") from cause
-
-    async def close(self) -> None:
-        """Close the device. AssertionError if that fails; twice is fine."""
-        try:
-            await self.device.close()
-        except BlockError as error:
-            raise AssertionError(f"close failed: {error}") from error
-
-    async def read(self, offset: int, length: int) -> bytes:
-        return bytes(await self.ask(Request("read", offset, length)))
-
-    async def write(self, offset: int, data: bytes, *, fua: bool = False) -> None:
-        await self.ask(Request("write", offset, len(data), data, fua=fua))
-
-    async def fill(self, start: int, end: int) -> bytearray:
-        """Write random bytes; return them."""
-        data = bytearray(self.chance.randbytes(end - start))
-        for at in range(0, len(data), 1 << 18):
-            await self.write(start + at, bytes(data[at : at + (1 << 18)]))
-        return data
-
-    async def contents(self, start: int, end: int) -> bytearray:
-        """What a range holds: random bytes, if the driver can write."""
-        if self.device.can_write:
-            return await self.fill(start, end)
-        return bytearray(await self.read(start, end - start))
-
-    async def expect(self, offset: int, wanted: bytes | bytearray, after: str) -> None:
-        """Read, and compare: the message says which byte is wrong."""
-        found = await self.read(offset, len(wanted))
-        if found != wanted:
-            at = next(i for i, (a, b) in enumerate(zip(found, wanted, strict=True)) if a != b)
-            count = sum(a != b for a, b in zip(found, wanted, strict=True))
-            raise AssertionError(
-                f"{after}: {count} of {len(wanted)} bytes at {offset} are wrong, the first at {offset + at}: "
-                f"{found[at]:#04x}, not {wanted[at]:#04x}"
-            )
-
-    def up(self, number: int) -> int:
-        return -(-number // self.granule) * self.granule
-
-    def ranges(self) -> Iterator[tuple[int, int]]:
-        """Ranges with edges in odd places, at the start, the middle and the end of each window."""
-        for start, end in self.windows:
-            for length in _LENGTHS:
-                length = self.up(length)
-                middle = start + self.up((end - start) // 3)
-                for offset in (start, middle, end - length):
-                    if start <= offset and offset + length <= end:
-                        yield offset, length
-
-    def random_range(self, start: int, end: int) -> tuple[int, int]:
-        granules = (end - start) // self.granule
-        first = self.chance.randrange(granules)
-        most = min(granules - first, max(1, self.chance.choice(_LENGTHS) // self.granule))
-        return start + first * self.granule, self.chance.randint(1, most) * self.granule
+_NO_RESIZE: Final = (errno.ENOTSUP, errno.EOPNOTSUPP, errno.EPERM, errno.EFBIG, errno.ENOSPC)
 
 
 async def _check_traits(bench: Bench) -> None:
@@ -314,16 +215,23 @@ async def _check_cache(bench: Bench) -> None:
         await bench.expect(start, before, "after cache")
 
 
-class _Slow:
-    """A driver without its quick path."""
+class _Without:
+    """A driver without some of its methods; subclasses have the driver's name."""
 
-    read_nowait = None
-
-    def __init__(self, driver: Driver) -> None:
+    def __init__(self, driver: Driver, hidden: tuple[str, ...]) -> None:
         self._driver = driver
+        self._hidden = hidden
 
     def __getattr__(self, name: str) -> Any:
+        if name in self._hidden:
+            raise AttributeError(name)
         return getattr(self._driver, name)
+
+
+def _without(bench: Bench, *hidden: str) -> Bench:
+    """A bench for the same driver, as if it did not have these methods."""
+    named = type(type(bench.driver).__name__, (_Without,), {})
+    return Bench(cast(Driver, named(bench.driver, hidden)), seed=bench.seed, moves=bench.moves)
 
 
 async def _check_quick_paths(bench: Bench) -> None:
@@ -333,13 +241,12 @@ async def _check_quick_paths(bench: Bench) -> None:
     start, end = bench.windows[0]
     if bench.device.can_write:
         await bench.fill(start, end)
-    slow = Device(cast(Driver, _Slow(bench.driver)))
+    slow = _without(bench, "read_nowait")
     assert quick is not None
     for offset, length in bench.ranges():
         if offset + length <= end:
             data = quick(offset, length)
-            answer = slow.read(offset, length)
-            wanted = bytes(await answer if iscoroutine(answer) else answer)
+            wanted = await slow.read(offset, length)
             assert data is None or bytes(data) == wanted, (
                 f"read_nowait and read do not agree about {length} bytes at {offset}"
             )
@@ -458,6 +365,88 @@ def _settle(wanted: bytearray, at: int, new: bytes, found: bytes, request: Reque
     wanted[at : at + len(new)] = found
 
 
+async def _check_read_into(bench: Bench) -> None:
+    """read_into fills all of its buffer, with what read says, and leaves it alone afterwards."""
+    bench.needs(getattr(bench.driver, "read_into", None) is not None, "read_into")
+    if traits_of(bench.driver).thread_model == "direct":
+        raise Skipped("it is direct: its read_into is not used")
+    await _as_good(bench, _without(bench, "read", "read_nowait"))
+    if getattr(bench.driver, "read", None) is not None:
+        await _as_good(bench, _without(bench, "read_into"))     # which else nobody may have asked
+
+
+async def _as_good(bench: Bench, other: Bench) -> None:
+    for check in (_check_reads, _check_read_answers_are_kept, _check_random_requests, _check_concurrent_requests):
+        with contextlib.suppress(Skipped):
+            await check(other)
+    bench.requests += other.requests
+
+
+async def _check_request_bytes_max(bench: Bench) -> None:
+    """It takes as many bytes at once as it says; longer requests are cut, and then it takes the parts."""
+    longest = traits_of(bench.driver).request_bytes_max
+    if longest > min(bench.device.size, PAYLOAD_BYTES_MAX):
+        raise Skipped("no request is longer than its request_bytes_max")
+    end = min(bench.device.size, 2 * longest + bench.granule)
+    model = await bench.contents(0, end)
+    for length in (longest, end):
+        text = f"a request of {length} bytes, with request_bytes_max={longest}"
+        await bench.expect(0, model[:length], f"a read, {text}")
+        if bench.device.can_write:
+            model[:length] = data = bench.chance.randbytes(length)
+            await bench.write(0, data)
+            await bench.expect(0, model, f"a write, {text}")
+            await bench.ask(Request("write_zeroes", end - length, length))
+            model[end - length :] = bytes(length)
+            await bench.expect(0, model, f"zeroes, {text}")
+        await _compare_extents(bench, 0, length)
+
+
+async def _check_emulated_alignment(bench: Bench) -> None:
+    """Behind a Device(emulate_alignment=True) it is a device of bytes: what is beside a request is kept."""
+    if bench.granule == 1:
+        raise Skipped("it takes requests of any bytes")
+    other = Bench(bench.driver, seed=bench.seed, moves=bench.moves, emulate_alignment=True)
+    await _check_random_requests(other)
+    await _check_concurrent_requests(other)
+    bench.requests += other.requests
+
+
+async def _check_resize(bench: Bench) -> None:
+    """Made longer and shorter it keeps what it has, up to the shorter end; what is new can be read, and written."""
+    bench.needs(bench.device.can_resize, "resize")
+    bench.needs_room()
+    size = bench.device.size
+    start = size - min(bench.up(4096), size)
+    model = await bench.fill(start, size)
+    for new in (size + bench.granule, size + bench.up(70_000), size, size - bench.granule, start + bench.granule, size):
+        await _resized(bench, new, start, model)
+        del model[new - start :]
+        await bench.expect(start, model, f"after a resize to {new} bytes")
+        if start + len(model) < new:
+            model += await bench.read(start + len(model), new - start - len(model))
+            data = bench.chance.randbytes(bench.granule)
+            await bench.write(new - bench.granule, data)
+            model[-bench.granule :] = data
+            await bench.expect(start, model, f"after a write at the end of now {new} bytes")
+    await _check_traits(bench)
+
+
+async def _resized(bench: Bench, size: int, start: int, model: bytearray) -> None:
+    bench.requests += 1
+    what = f"resize from {bench.device.size} to {size} bytes"
+    try:
+        await bench.device.resize(size)
+    except BlockError as error:
+        if error.errno not in _NO_RESIZE:
+            raise AssertionError(f"{what} failed: {error}") from error
+        # Its size is what it says now, the old one or another; so many bytes it must have.
+        await bench.expect(start, model[: max(0, bench.device.size - start)], f"after a {what} that was refused")
+        raise Skipped(f"it refuses a {what}: {error}") from error
+    found = traits_of(bench.driver).size
+    assert found == size, f"after a {what} its size is {found}"
+
+
 async def _check_errors(bench: Bench) -> None:
     """A request that fails is that one's affair: the next succeed. Needs `fail_next`."""
     if bench.fail_next is None:
@@ -517,6 +506,10 @@ CHECKS: Final[tuple[Check, ...]] = (
     _check_extents,
     _check_cache,
     _check_quick_paths,
+    _check_read_into,
+    _check_request_bytes_max,
+    _check_emulated_alignment,
+    _check_resize,
     _check_random_requests,
     _check_concurrent_requests,
     _check_cancelled_requests,

@@ -11,7 +11,8 @@ from homeloop.block.device import Device
 from homeloop.block.driver import Driver
 from homeloop.core.iothread import IOThread
 from homeloop.errors import BlockError, UsageError
-from homeloop.testing.driver_checks import CHECKS, Bench, Check, Skipped
+from homeloop.testing.driver_bench import Bench, Skipped
+from homeloop.testing.driver_checks import CHECKS, Check
 
 __all__ = ["DriverReport", "check_driver"]
 
@@ -42,7 +43,7 @@ def check_driver(
     fail_next: Callable[[Any], object] | None = None,
     only: str | None = None,
 ) -> DriverReport:
-    """Check a driver: sizes, ranges, writes, zeroes, trim, flush, extents, hints, many at once, cancellation, its end.
+    """Check a driver: sizes, ranges, writes, zeroes, trim, flush, extents, hints, resizes, many at once, its end.
 
     make() returns a new driver for each check, of any size and contents, that nobody else uses; it is called in this
     thread and may block. The driver is used as an export does it: behind a Device, at home in an IOThread. A driver
