@@ -208,7 +208,7 @@ def test_a_server_that_does_not_answer(site: Site) -> None:
 ])
 def test_a_server_that_drips(site: Site, head: bytes, drop: bytes) -> None:
     """Each receive is in time, all of them together are not: of the body, of the head, of what comes before it."""
-    image = Http(site.url, timeout_s=BOUND_S, request_s=0.3)
+    image = Http(site.url, timeout_s=BOUND_S, request_s=1.0)      # also to open it
     stopped = threading.Event()
     giving_up = threading.Timer(BOUND_S, stopped.set)
     giving_up.start()
