@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import ssl
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,19 @@ def test_a_file_that_is_no_certificate_is_named(certificates: Certificates, tmp_
     (tmp_path / "server-cert.pem").write_bytes((certificates.all / "server-cert.pem").read_bytes())
     (tmp_path / "server-key.pem").write_bytes((certificates.stranger / "server-key.pem").read_bytes())
     with pytest.raises(UsageError, match=r"server-cert\.pem: "):
+        TlsCredentials.for_server(tmp_path).server_context()
+
+
+@pytest.mark.foreign("openssl")
+def test_a_key_with_a_pass_phrase_is_refused(certificates: Certificates, tmp_path: Path) -> None:
+    """Nobody is asked for it: that would be at the terminal, with all loops of the process held up."""
+    (tmp_path / "server-cert.pem").write_bytes((certificates.all / "server-cert.pem").read_bytes())
+    subprocess.run(
+        ["openssl", "pkey", "-in", certificates.all / "server-key.pem", "-aes256", "-passout", "pass:secret",
+         "-out", tmp_path / "server-key.pem"],
+        check=True, capture_output=True, timeout=60,
+    )
+    with pytest.raises(UsageError, match=r"server-cert\.pem: its key .*server-key\.pem is protected by a pass phrase"):
         TlsCredentials.for_server(tmp_path).server_context()
 
 

@@ -136,6 +136,10 @@ class TlsCredentials:
             context.load_default_certs()
         return context
 
+    def _no_phrase(self) -> str:
+        """OpenSSL would ask at the terminal, and whoever serves would stand still meanwhile."""
+        raise ValueError(f"its key {self.key} is protected by a pass phrase; write the key without one")
+
     def _context(self, protocol: int) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -144,7 +148,7 @@ class TlsCredentials:
             _check_psk()
             context.set_ciphers(_PSK_CIPHERS)
         if self.certificate is not None:
-            _load(self.certificate, lambda: context.load_cert_chain(self.certificate or "", self.key))
+            _load(self.certificate, lambda: context.load_cert_chain(self.certificate or "", self.key, self._no_phrase))
         if self.authorities is not None:
             _load(self.authorities, lambda: context.load_verify_locations(self.authorities))
         return context
