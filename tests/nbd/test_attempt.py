@@ -52,6 +52,25 @@ def test_refused_and_nobody_there(tmp_path: Path) -> None:
             Attempt(NbdUri(host="127.0.0.1", port=bound.getsockname()[1])).run()
 
 
+def test_short_of_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there are none for the loop, those of the connection are free again; who keeps the error keeps none."""
+    def refuse() -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "s"))
+        listening.listen()
+        listening.settimeout(10)
+        monkeypatch.setattr(asyncio, "SelectorEventLoop", refuse)
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            Attempt(NbdUri(socket=str(tmp_path / "s"))).run()
+        theirs, _ = listening.accept()
+        with theirs:
+            theirs.settimeout(10)
+            assert theirs.recv(1) == b""
+        assert caught.value.errno == errno.EMFILE
+
+
 @pytest.mark.parametrize(("says", "error"), [
     (b"", ConnectionLost), (b"NBDMAGIC", ConnectionLost), (b"220 mail ready\r\n" * 2, PeerError),
 ])

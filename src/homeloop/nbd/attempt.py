@@ -45,7 +45,12 @@ class Attempt:
         """
         self._end = time.monotonic() + self._limit_s
         sock = self._connected()
-        loop = asyncio.SelectorEventLoop()
+        try:
+            loop = asyncio.SelectorEventLoop()
+        except BaseException:                       # short of descriptors
+            sock.close()
+            self._forget()
+            raise
         try:
             return loop.run_until_complete(self._shake_hands(sock))
         finally:
