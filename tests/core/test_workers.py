@@ -18,7 +18,7 @@ import pytest
 
 import homeloop
 from homeloop.core import workers
-from homeloop.errors import NoRuntime
+from homeloop.errors import NoRuntime, UsageError
 from tests.core.bounded import LIMIT_S, STRESS_S, Plain, until, wait
 from tests.core.places import in_callback, returned
 
@@ -455,3 +455,26 @@ def test_rule16_quiet_work(io: homeloop.IOThread) -> None:
     io.stop()
     assert len(ran) == 10
     assert threading.get_ident() not in ran
+
+
+def test_limits_that_change_while_work_runs(io: homeloop.IOThread) -> None:
+    """More: what is queued gets threads at once. Fewer: nothing that runs is stopped, and the idle ones end."""
+    pool = in_callback(io.context, io.context.pool)
+    gate = Gate()
+    calls = [io.spawn(all_workers(functools.partial(gate.pass_through, number))) for number in range(6)]
+    until(lambda: gate.inside == WORKERS_MAX)
+    pool.set_limits(0, 5)
+    until(lambda: gate.inside == 5)
+    pool.set_limits(0, 1)
+    assert gate.inside == 5
+    gate.opened.set()
+    assert sorted(call.result(LIMIT_S)[0] for call in calls) == list(range(6))
+    until(lambda: pool.statistics()["threads"] <= 1)
+    gate.opened.clear()
+    more = [io.spawn(all_workers(functools.partial(gate.pass_through, number))) for number in range(2)]
+    until(lambda: gate.inside == 1 and pool.statistics()["queued"] == 1)
+    gate.opened.set()
+    assert [call.result(LIMIT_S) for call in more] == [[0], [1]]
+    for low, high in ((-1, 4), (0, 0), (5, 4)):
+        with pytest.raises(UsageError, match="need 0 <= min <= max"):
+            pool.set_limits(low, high)

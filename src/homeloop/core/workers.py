@@ -112,12 +112,11 @@ class WorkerPool:
     """The worker threads of one context."""
 
     def __init__(self, context: AioContext, minimum: int = 0, maximum: int = 64) -> None:
-        if minimum < 0 or maximum < 1 or minimum > maximum:
-            raise UsageError(f"worker_min={minimum}, worker_max={maximum}: need 0 <= min <= max and max >= 1")
+        _check_limits(minimum, maximum)
         self.context = context
-        self.minimum = minimum
-        self.maximum = maximum
         self._lock = threading.Lock()                   # a leaf
+        self.minimum = minimum                          # under _lock
+        self.maximum = maximum                          # under _lock
         self._work: deque[_Work | Callable[[], object]] = deque()              # under _lock; FIFO
         self._idle: deque[threading.Lock] = deque()     # under _lock; gates of idle threads, newest last
         self._threads: set[threading.Thread] = set()    # under _lock
@@ -153,6 +152,25 @@ class WorkerPool:
                     if not self._threads:       # else those that are there will come to it
                         self._work.remove(work)
                         raise
+
+    def set_limits(self, minimum: int, maximum: int) -> None:
+        """Change how many threads there may be. Any thread, never waits; UsageError for limits that cannot be.
+
+        More: what is queued gets them now. Fewer: nothing that runs is stopped; who has nothing to do ends, the others
+        after what they run.
+        """
+        _check_limits(minimum, maximum)
+        with self._lock:
+            self.minimum, self.maximum = minimum, maximum
+            if self._stopping:
+                return
+            for _ in range(min(len(self._work), maximum - len(self._threads))):
+                try:
+                    self._start_locked()
+                except RuntimeError:        # the system has no more: those that are there will come to it
+                    break
+            while self._idle:               # they look again whether they may stay
+                self._idle.pop().release()
 
     def running(self) -> list[int]:
         """The idents of the threads that run a call. Any thread, no lock."""
@@ -266,6 +284,9 @@ class WorkerPool:
         idle_until = time.monotonic() + IDLE_END_S
         while True:
             with self._lock:
+                if len(self._threads) > self.maximum:       # set_limits(); the others come to what is queued
+                    self._threads.discard(threading.current_thread())
+                    return None
                 if self._work:
                     return self._work.popleft()
                 if self._stopping:
@@ -296,6 +317,11 @@ class WorkerPool:
             self._handing_over = False
         for work, result, exception in done:
             work.complete(result, exception)
+
+
+def _check_limits(minimum: int, maximum: int) -> None:
+    if minimum < 0 or maximum < 1 or minimum > maximum:
+        raise UsageError(f"worker_min={minimum}, worker_max={maximum}: need 0 <= min <= max and max >= 1")
 
 
 def _described(fn: Callable[[], Any]) -> str:

@@ -17,7 +17,8 @@ __all__ = ["PROPERTIES", "WRITABLE", "IOThreads"]
 
 WORKERS_MAX: Final = 64             # QEMU's default
 PROPERTIES: Final = ("thread-pool-min", "aio-max-batch", "thread-pool-max", "poll-max-ns", "poll-grow", "poll-shrink")
-WRITABLE: Final = frozenset({"poll-max-ns", "poll-grow", "poll-shrink"})
+WRITABLE: Final = frozenset(PROPERTIES) - {"aio-max-batch"}
+_POOL: Final = ("thread-pool-min", "thread-pool-max")
 _VALUE_MAX: Final = (1 << 63) - 1
 
 
@@ -49,9 +50,7 @@ class IOThreads(Mapping[str, IOThread]):
         for name, value in values.items():
             _check_range(name, value)
         found = _defaults() | dict(values)
-        low, high = found["thread-pool-min"], found["thread-pool-max"]
-        if low > high or high < 1:
-            raise UsageError("bad thread-pool-min/thread-pool-max values")
+        low, high = _pool_limits(found)
         iothread = IOThread(
             id, poll_max_ns=found["poll-max-ns"], poll_grow=found["poll-grow"], poll_shrink=found["poll-shrink"],
             worker_min=low, worker_max=high,
@@ -96,9 +95,14 @@ class IOThreads(Mapping[str, IOThread]):
     def set(self, id: str, name: str, value: int) -> None:
         """Change a property; it holds from the next sleep of the thread on. UsageError for a value out of range."""
         _check_range(name, value)
-        values = self._values[id]
-        values[name] = value
-        self._threads[id].context.set_polling(values["poll-max-ns"], values["poll-grow"], values["poll-shrink"])
+        values = self._values[id] | {name: value}
+        low, high = _pool_limits(values)
+        self._values[id] = values
+        context = self._threads[id].context
+        if name in _POOL:
+            context.post(lambda: context.pool().set_limits(low, high))      # made there, if nobody has used it yet
+        else:
+            context.set_polling(values["poll-max-ns"], values["poll-grow"], values["poll-shrink"])
 
 
 def _runs(iothread: IOThread) -> bool:
@@ -117,6 +121,13 @@ def _defaults() -> dict[str, int]:
         "poll-max-ns": default_poll_max_ns(), "poll-grow": 0, "poll-shrink": 0, "aio-max-batch": 0,
         "thread-pool-min": 0, "thread-pool-max": WORKERS_MAX,
     }
+
+
+def _pool_limits(values: Mapping[str, int]) -> tuple[int, int]:
+    low, high = values["thread-pool-min"], values["thread-pool-max"]
+    if low > high or high < 1:
+        raise UsageError("bad thread-pool-min/thread-pool-max values")
+    return low, high
 
 
 def _check_range(name: str, value: int) -> None:

@@ -420,8 +420,19 @@ def test_iothread_properties(tmp_path: Path) -> None:
             polling = daemon.objects["io0"].context.statistics().polling
             assert polling is not None
             assert polling.maximum_ns == 7000
+            await client.run("qom-set", path="io0", property="thread-pool-max", value=7)
+            assert await client.run("qom-get", path="io0", property="thread-pool-max") == 7
+            context = daemon.objects["io0"].context
+
+            async def limit() -> int:
+                return context.pool().maximum
+
+            assert await context.run(limit()) == 7
+            with pytest.raises(Failed, match="bad thread-pool-min/thread-pool-max values"):
+                await client.run("qom-set", path="io0", property="thread-pool-min", value=8)
+            assert await client.run("qom-get", path="io0", property="thread-pool-min") == 0
             with pytest.raises(Failed, match="not writable"):
-                await client.run("qom-set", path="io0", property="thread-pool-max", value=7)
+                await client.run("qom-set", path="io0", property="aio-max-batch", value=7)
 
     run(main())
 
