@@ -44,15 +44,14 @@ class Budget:
 class Account:
     """What one connection has said. Its home thread only."""
 
-    __slots__ = ("_budget", "free_bytes", "told_bytes")
+    __slots__ = ("_budget", "told_bytes")
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self.free_bytes = budget.free_bytes
         self.told_bytes = 0  # 0: no more than what is free
 
     def is_over(self, held_bytes: int) -> bool:
         """Say what is held now; True: begin nothing new until it is less."""
-        now = held_bytes if held_bytes > self.free_bytes else 0
+        now = held_bytes if held_bytes > self._budget.free_bytes else 0
         before, self.told_bytes = self.told_bytes, now
         return self._budget.change(before, now)

@@ -27,7 +27,7 @@ from homeloop.block.device import Device
 from homeloop.block.queueing import Queued
 from homeloop.errors import BlockError, ConnectionDropped, ContextClosed, PeerError
 from homeloop.nbd.answers import answers_for
-from homeloop.nbd.budget import Account, Budget
+from homeloop.nbd.budget import FREE_BYTES, Account, Budget
 from homeloop.nbd.commands import Commands, failure_of, is_of_the_device
 from homeloop.nbd.counting import ConnectionStatistics
 from homeloop.nbd.handshake import Agreed
@@ -276,12 +276,12 @@ class Connection:
             or self._in_flight_bytes >= limits.in_flight_bytes_max
             or out.unsent_bytes >= limits.unsent_bytes_max
             or len(out.pieces) >= limits.unsent_pieces_max
-            or self._is_over_budget()
+            or (self._in_flight_bytes + out.unsent_bytes > FREE_BYTES and self._is_over_budget())
         )
 
     def _is_over_budget(self) -> bool:
-        held_bytes, account = self._in_flight_bytes + self._out.unsent_bytes, self._account
-        return (held_bytes > account.free_bytes or account.told_bytes > 0) and account.is_over(held_bytes)
+        """Tell the account. Who has told of more than what is free comes by here again: see _less()."""
+        return self._account.is_over(self._in_flight_bytes + self._out.unsent_bytes)
 
     def _is_low(self) -> bool:
         """Half of every limit: else each completion would let one request in, at the price of a turn."""
@@ -291,7 +291,7 @@ class Connection:
             and self._in_flight_bytes <= limits.in_flight_bytes_max // 2
             and out.unsent_bytes <= limits.unsent_bytes_max // 2
             and len(out.pieces) <= limits.unsent_pieces_max // 2
-            and not self._is_over_budget()
+            and not (self._account.told_bytes and self._is_over_budget())
         )
 
     def _less(self) -> None:
