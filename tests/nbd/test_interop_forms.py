@@ -17,7 +17,9 @@ from homeloop.block.memory import Memory
 from homeloop.core.runtime import run
 from homeloop.core.workers import to_worker
 from homeloop.nbd.serving import serve
+from tests.nbd.talking import until
 from tests.nbd.test_interop import LIMIT_S, MAP, SIZE, both, image, tell
+from tests.nbd.test_isolation import BlocksItsLoop, BlocksWorkers, served
 
 DATA = 4 << 20, b"data" * (1 << 19)
 ABILITIES = "cache df fast-zero flush fua multi-conn trim zero write"
@@ -213,6 +215,29 @@ def test_nbd_client_lists(tmp_path: Path) -> None:
             port = re.search(r":(\d+)/", uri)
             assert port is not None
             assert "a disk" in (await tell("nbd-client", "-l", "127.0.0.1", port[1])).splitlines()
+
+    run(main())
+
+
+@pytest.mark.foreign("nbdcopy", "qemu-img", "fio")
+@pytest.mark.parametrize("make", [BlocksItsLoop, BlocksWorkers])
+def test_clients_of_a_stuck_export_wait_alone(make: Any, tmp_path: Path, seed: int) -> None:
+    """While nbdcopy verifiably stands at one export, three other programs finish at the next; then it does, too."""
+    source = image(tmp_path / "source", seed)
+
+    async def main() -> None:
+        async with served(make(), Memory(SIZE)) as both_exports:
+            uris = [both_exports.server.uri(name) for name in ("blocking", "other")]
+            stuck = asyncio.ensure_future(tell("nbdcopy", uris[0], "null:"))
+            await until(lambda: both_exports.blocking.standing)
+            await tell("nbdcopy", source, uris[1])
+            assert "identical" in await tell("qemu-img", "compare", "-f", "raw", "-F", "raw", source, uris[1])
+            await tell("fio", "--name=t", "--ioengine=nbd", f"--uri={uris[1]}", "--rw=randrw", "--bs=4k", "--size=1M",
+                       "--verify=crc32c", "--verify_fatal=1", f"--aux-path={tmp_path}")
+            assert not stuck.done()
+            assert both_exports.blocking.standing
+            both_exports.blocking.go.set()
+            await stuck
 
     run(main())
 
