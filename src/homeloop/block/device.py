@@ -49,6 +49,7 @@ from homeloop.block.driver import SIZE_BYTES_MAX, BlockSize, BytesLike, Driver, 
 from homeloop.block.extents import EXTENTS_MAX, Extent
 from homeloop.block.filling import reading_of
 from homeloop.block.lane import Lane
+from homeloop.block.lending import lending_of
 from homeloop.block.life import Age, Life, State
 from homeloop.block.queueing import Caller, Queue, Queued
 from homeloop.block.ranges import Ranges
@@ -131,13 +132,13 @@ class Device:
         self._emulates = emulate_alignment
         self._counts = counts = Counts()
         self._reads, self._writes = counts.reads, counts.writes
-        self._life = Life(counts)
-        self._resizing = Turns()
+        self._life, self._resizing = Life(counts), Turns()
         self._ranges = Ranges() if emulate_alignment and self._unaligned else None
         writes = Writing(write=self._write, write_fua=self._write_fua, flush=self._flush)
         self._reshaper = Reshaper(self._block, self._longest, self._ranges, read, writes)
         self._questions = Questions(extents, self._reshaper, self._block, self._longest, self._label)
         self._queue = Queue(lane, counts, self._life)
+        self.lending = lending_of(self, driver, read, counts)   # home; None: large reads are copied
         self._changes = Changes(counts, self._begin, self._life.end, (self._write, self._write_fua), self._ranges)
 
     def _set_rights(self, traits: Traits, read_only: bool | None) -> None:
@@ -263,6 +264,11 @@ class Device:
         self._writes[0] += 1
         self._writes[1] += length
         return None
+
+    def takes(self, offset: int, length: int) -> bool:
+        """Whether read() hands this request to the driver as it is. Home thread."""
+        right = 0 <= offset <= offset + length <= self.size and not (offset | length) & self._unaligned
+        return right and length <= self._longest and self._life.state is State.OPEN
 
     def push(self) -> None:
         """Let what was queued for workers in this turn of the loop go there now, and not at the turn's end."""

@@ -52,6 +52,7 @@ itself and possibly while another method runs on a worker:
 
     read_nowait(offset, length)     the bytes, or None: it would block
     write_nowait(offset, data)      True, or False: it would block (what it wrote already is written again)
+    read_pieces(offset, length)     an "inline" driver's bytes in pieces that will not change, or None: see lending.py
 
 Optional traits: `read_only` (False), `block_size_min` (1), `block_size_preferred` (4096),
 `request_bytes_max` (no method is called for more bytes at once; a multiple of block_size_min), `multi_conn` (False:

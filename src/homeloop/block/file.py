@@ -127,9 +127,11 @@ class File:
             return None
         if length >= _HOLE_BYTES_MIN and self.read_only and is_hole(self._fd, offset, length):
             return zeroes(length)                   # only read-only: a writer could make is_hole() wait
+        if self._nowait == 0:
+            return self._read_memory(offset, length)
         data = bytearray(length)
         try:
-            done = os.preadv(self._fd, (data,), offset, self._nowait)
+            done = os.preadv(self._fd, (data,), offset, _NOWAIT)
         except BlockingIOError:
             done = -1
         except OSError as error:
@@ -250,6 +252,14 @@ class File:
         """Close the file, and so unlock the image. Twice is fine."""
         self._file.close()
         self._fd = -1
+
+    def _read_memory(self, offset: int, length: int) -> BytesLike | None:
+        """Read a file in memory: no flag is asked for, so the bytes need not be zeroed first."""
+        try:
+            data = os.pread(self._fd, length, offset)
+        except OSError:
+            return None                             # the worker meets it again
+        return data if len(data) == length else None
 
     def _read_blocking(self, offset: int, length: int) -> BytesLike:
         if length >= _HOLE_BYTES_MIN and is_hole(self._fd, offset, length):

@@ -37,6 +37,8 @@ class Memory:
             raise UsageError(f"memory of {size} bytes: not from 0 to {SIZE_BYTES_MAX}")
         self.size = size
         self._pages: dict[int, bytearray] = {}      # page number -> PAGE bytes; not there: zeroes
+        # Pages that read_pieces() gave away: others read them still, so they are copied before they change.
+        self._lent: set[int] = set()
 
     def __repr__(self) -> str:
         return f"<Memory size={self.size} allocated_bytes={self.allocated_bytes}>"
@@ -86,9 +88,11 @@ class Memory:
             # Far more range than pages: a trim of 1 TiB must not look 16 million of them up.
             for page in [page for page in pages if first <= page < last]:
                 del pages[page]
+                self._lent.discard(page)
         else:
             for page in range(first, last):
                 pages.pop(page, None)
+                self._lent.discard(page)
 
     def write_zeroes(self, offset: int, length: int, *, may_trim: bool, fast: bool = False) -> None:
         """Zero by giving pages back, also without may_trim: a hole here can always be written again."""
@@ -118,11 +122,26 @@ class Memory:
             self.trim(size, self.size - size)
         self.size = size
 
+    def read_pieces(self, offset: int, length: int) -> list[BytesLike] | None:
+        """Lend the pages themselves; None: all of it is a hole. See homeloop.block.lending."""
+        pieces = self._pieces_of(offset, length)
+        if pieces is not None:
+            pages = self._pages
+            last = (offset + length - 1) >> PAGE_SHIFT
+            self._lent.update(number for number in range(offset >> PAGE_SHIFT, last + 1) if number in pages)
+        return pieces
+
     def close(self) -> None:
         self._pages.clear()
+        self._lent.clear()
 
     def _read_pages(self, offset: int, length: int) -> BytesLike:
         """Read over a page's end: one join of pieces that are not copied before."""
+        pieces = self._pieces_of(offset, length)
+        return zeroes(length) if pieces is None else b"".join(pieces)
+
+    def _pieces_of(self, offset: int, length: int) -> list[BytesLike] | None:
+        """Return what a range is made of, not copied; None: all of it is a hole."""
         pages = self._pages
         end = offset + length
         first, last = offset >> PAGE_SHIFT, (end - 1) >> PAGE_SHIFT
@@ -137,21 +156,31 @@ class Memory:
             else:
                 found = True
                 pieces.append(page if stop - start == PAGE else memoryview(page)[start:stop])
-        if not found:
-            return zeroes(length)
-        return b"".join(pieces)
+        return pieces if found else None
 
     def _write_page(self, number: int, start: int, end: int, data: BytesLike) -> None:
         if end - start == PAGE:
             self._pages[number] = bytearray(data)       # no zeroing of what is overwritten anyway
+            self._lent.discard(number)
             return
         page = self._pages.get(number)
         if page is None:
             page = self._pages[number] = bytearray(PAGE)
+        elif number in self._lent:
+            page = self._copied(number)
         page[start:end] = data
+
+    def _copied(self, number: int) -> bytearray:
+        """Replace a page that was lent by one that may be changed."""
+        self._lent.discard(number)
+        page = self._pages[number] = bytearray(self._pages[number])
+        return page
 
     def _zero_in_page(self, start: int, end: int) -> None:
         """Zero bytes of one page, all of them inside it; nothing to do where there is no page."""
-        page = self._pages.get(start >> PAGE_SHIFT)
+        number = start >> PAGE_SHIFT
+        page = self._pages.get(number)
         if page is not None and start < end:
+            if number in self._lent:
+                page = self._copied(number)
             page[start & _IN_PAGE : ((end - 1) & _IN_PAGE) + 1] = bytes(end - start)

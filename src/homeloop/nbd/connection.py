@@ -24,6 +24,7 @@ from types import CoroutineType
 from typing import Any, Final, TypeAlias
 
 from homeloop.block.device import Device
+from homeloop.block.lending import LENT_BYTES_MIN
 from homeloop.block.queueing import Queued
 from homeloop.errors import BlockError, ConnectionDropped, ContextClosed, PeerError
 from homeloop.nbd.answers import answers_for
@@ -100,6 +101,8 @@ class Connection:
         self._on_closed, self._on_error = on_closed, on_error
         self._limits = limits if limits is not None else ConnectionLimits()
         self._payload_bytes_max = min(device.block_size.maximum, self._limits.payload_bytes_max)
+        self._lending, largest = device.lending, self._payload_bytes_max
+        self._read_bytes_max = largest if self._lending is None else min(largest, LENT_BYTES_MIN - 1)
         self._agreed = agreed = agreed if agreed is not None else Agreed()
         self._answers = answers_for(agreed)
         self._commands = Commands(
@@ -128,9 +131,7 @@ class Connection:
         self._turn_queued = False
         self._flush_queued = False
         self._linger: asyncio.TimerHandle | None = None
-        self._requests = 0
-        self._errors = 0
-        self._received_bytes = 0
+        self._requests = self._errors = self._received_bytes = 0
         self._paused = 0
 
     def __repr__(self) -> str:
@@ -308,14 +309,14 @@ class Connection:
         batch, index = self._batch, self._batch_next
         begin = index
         out, append, read = self._out, self._out.pieces.append, self._device.read
-        payload_bytes_max, agreed, content = self._payload_bytes_max, self._agreed, self._answers.content
+        read_bytes_max, agreed, content = self._read_bytes_max, self._agreed, self._answers.content
         simple, structured = not agreed.structured, agreed.structured and not agreed.extended
         on_queued = self._on_queued
         turn_bytes = size = 0
         while index < len(batch):
             command, flags, cookie, offset, length, payload = batch[index]
             index += 1
-            if command == _READ and not flags and length <= payload_bytes_max:
+            if command == _READ and not flags and length <= read_bytes_max:
                 try:
                     answer = read(offset, length, on_queued)
                 except BaseException as error:
@@ -349,7 +350,7 @@ class Connection:
                 size = 0
             else:
                 out.unsent_bytes += size
-                turn_bytes += size if payload is None else size + length
+                turn_bytes += size + length if payload is not None or command == _READ else size
                 size = 0
                 self._serve_other(command, flags, cookie, offset, length, payload)
             if out.unsent_bytes >= _FLUSH_BYTES:
@@ -367,6 +368,11 @@ class Connection:
         if command == _DISC:
             self._stop_requests()  # F2: nothing follows it
             return
+        if command == _READ and not flags and length <= self._payload_bytes_max and self._lending is not None:
+            pieces = self._lending.read(offset, length)
+            if pieces is not None:
+                self._out.extend((self._answers.content(0, cookie, offset, length, b"")[0], *pieces))
+                return
         asked = command, flags, cookie, offset, length
         data = payload
         if payload is not None and self._writes_wait and self._reader.owns(payload):
@@ -391,8 +397,7 @@ class Connection:
         command, flags, cookie, offset, length = asked
         append = self._out.append
         if command == _READ:
-            for piece in self._answers.content(flags, cookie, offset, length, result):
-                append(piece)
+            self._out.extend(self._answers.content(flags, cookie, offset, length, result))
         elif command == _BLOCK_STATUS and result is not None:  # None: of no context
             assert self._agreed.allocation_id is not None, "asked for a context that was not selected"
             append(self._answers.extents(cookie, offset, self._agreed.allocation_id, result))

@@ -51,6 +51,11 @@ class SendQueue:
         self.pieces.append(piece)
         self.unsent_bytes += len(piece)
 
+    def extend(self, pieces: Sequence[BytesLike]) -> None:
+        """As append(), of several."""
+        self.pieces.extend(pieces)
+        self.unsent_bytes += sum(map(len, pieces))
+
     def send(self, sock: Sender) -> bool:
         """Hand over what the kernel takes now; True if that was all. Raises OSError as sendmsg() does."""
         pieces = self.pieces
