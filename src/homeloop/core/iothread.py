@@ -46,7 +46,7 @@ class ContextThread:
         self._failure: BaseException | None = None          # what start-up raised
         self._looping = False                               # home: not yet in end_context()
         self._started = threading.Event()
-        self._ended = False                                 # set by the thread, its last act but a kick
+        self._ended = threading.Event()                     # set by the thread, its last act but a kick
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
 
     @property
@@ -81,7 +81,7 @@ class ContextThread:
         Any thread that may wait for it (rule 11): the main context's home serves its loop meanwhile; from
         itself or another IOThread WouldDeadlock. Twice is fine; before start() it only refuses a start.
         """
-        if self._ended and not self._thread.is_alive():
+        if self._ended.is_set() and not self._thread.is_alive():
             return                      # nobody waits: from an IOThread, too, that left the stop to a worker
         here = current_context()
         if threading.current_thread() is self._thread:
@@ -105,19 +105,20 @@ class ContextThread:
         self._context.try_post(self._stop_loop)
         link = _Ending(self)
         if here is not None:
-            wait_while(here, lambda: not self._ended, None, link)
+            wait_while(here, lambda: not self._ended.is_set(), None, link)
             self._thread.join()
             return
         sleep = Sleep(link)
         try:
             sleep.begin()
+            self._ended.wait()          # up to 3.12 a join() that a Ctrl-C leaves takes the thread for ended
             self._thread.join()
         finally:
             sleep.end()
 
     def ended(self) -> bool:
         """Has its context ended? Any thread."""
-        return self._ended
+        return self._ended.is_set()
 
     def _stop_loop(self) -> None:               # home
         if self._looping:
@@ -142,7 +143,7 @@ class ContextThread:
                 end_context(context)
         finally:
             context.end_serving()
-            self._ended = True
+            self._ended.set()
             kick()
 
 
