@@ -179,6 +179,10 @@ EVERYTHING = """
         while True:
             rt.call(noop())
     threading.Thread(target=call, args=(rt,), daemon=True).start()
+    threading.Thread(target=rt.call, args=(parks(),), daemon=True).start()
+    threading.Thread(target=rt.call, args=(asyncio.sleep(1000),), daemon=True).start()
+    for context in contexts[:2]:
+        context.post(lambda context: context.wait_while(lambda: True), context)         # nested, for ever
     for context in contexts:
         assert context.call(noop(1), 20) == 1           # it runs
     print("all run")
@@ -206,14 +210,15 @@ def test_exit_while_loops_are_made_and_never_run() -> None:
 # -- switch intervals --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("interval", ["1e-6", "0.1"])
+@pytest.mark.parametrize("interval", ["1e-6", "0.1", "1"])
 def test_switch_interval(interval: str, seed: int) -> None:
-    """A microsecond: a switch between nearly any two bytecodes. A tenth of a second: who wants the GIL starves."""
-    rounds = "2000" if interval == "1e-6" else "30"
+    """A microsecond: a switch between nearly any two bytecodes. A tenth of a second, and a second: who wants the GIL
+    starves. Calls, hops, posts, wakes and the big lock are counted."""
+    rounds = {"1e-6": "2000", "0.1": "30", "1": "5"}[interval]
     out = runs("""
     sys.setswitchinterval(float(sys.argv[1]))
     rounds, seed = int(sys.argv[2]), int(sys.argv[3])
-    counts = {"calls": 0, "hops": 0, "posts": 0, "parks": 0}
+    counts = {"calls": 0, "hops": 0, "posts": 0, "parks": 0, "takes": 0}
 
     async def hops(io, rounds):
         for number in range(rounds):
@@ -240,7 +245,12 @@ def test_switch_interval(interval: str, seed: int) -> None:
         def posts():
             for _ in range(rounds):
                 rt.main.post(count_post)
-        threads = [threading.Thread(target=fn) for fn in (wakes, posts)]
+        def takes():
+            for number in range(rounds):
+                with rt.big_lock:
+                    counts["takes"] += 1
+                    assert homeloop.current_context() is rt.main
+        threads = [threading.Thread(target=fn) for fn in (wakes, posts, takes)]
         for thread in threads:
             thread.start()
         for number in range(rounds):
@@ -260,14 +270,23 @@ def test_switch_interval(interval: str, seed: int) -> None:
 # -- recursion ----------------------------------------------------------------------------------------------------
 
 
-def test_recursion_limit_in_nested_waits_is_an_error_of_who_recursed() -> None:
+@pytest.mark.parametrize("wait", ["result", "wait_while in a task", "poll"])
+def test_recursion_limit_in_nested_waits_is_an_error_of_who_recursed(wait: str) -> None:
     """A wait inside a wait inside a wait ...: RecursionError reaches its caller, and the loop is whole behind it."""
     out = runs("""
     depth = 0
     async def deeper(context):
         global depth
         depth += 1
-        return context.spawn(deeper(context)).result()
+        if sys.argv[1] == "result":
+            return context.spawn(deeper(context)).result()
+        task = context.loop.create_task(deeper(context))
+        if sys.argv[1] == "poll":
+            while not task.done():
+                context.poll(True)
+        else:
+            context.wait_while(lambda: not task.done())
+        return task.result()
 
     async def main():
         context = homeloop.current_context()
@@ -281,7 +300,7 @@ def test_recursion_limit_in_nested_waits_is_an_error_of_who_recursed() -> None:
         return depth
 
     assert homeloop.run(main()) > 10
-    """, prelude=MAY_BE_CUT_OFF)
+    """, wait, prelude=MAY_BE_CUT_OFF)
     assert out == "told\n"
 
 
