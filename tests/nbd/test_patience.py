@@ -39,7 +39,8 @@ async def gone(server: Server) -> None:
 def test_a_client_that_takes_no_replies_is_cut_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It holds no more than its limit, the others are served, and in the end it goes."""
     async def main() -> None:
-        limits = ConnectionLimits(unsent_bytes_max=1 << 20)
+        limit = 4 << 20
+        limits = ConnectionLimits(unsent_bytes_max=limit)
         async with serving(tmp_path, Memory(SIZE), stalled_s=HOUR, connection=limits) as server:
             client = await entered(server, "disk0")
             reads = b"".join(wire.request(wire.READ, i, 0, 1 << 18) for i in range(100))
@@ -48,9 +49,10 @@ def test_a_client_that_takes_no_replies_is_cut_off(tmp_path: Path, caplog: pytes
             def unsent() -> int:
                 return server.statistics().exports[0].connections[0].unsent_bytes
 
-            await until(lambda: unsent() >= 1 << 20)
+            await until(lambda: unsent() >= limit)
             await turns()
-            assert unsent() <= (1 << 20) + (1 << 18) + (1 << 16)
+            assert unsent() <= limit + (1 << 18) + (1 << 16)
+            assert server._budget.held_bytes > 0
             look(server, 0, 0.9)
             await turns()
             async with connect(server.uri("disk0")) as other:
@@ -59,6 +61,7 @@ def test_a_client_that_takes_no_replies_is_cut_off(tmp_path: Path, caplog: pytes
             look(server, 1.1)
             await gone(server)
             assert server.statistics().failed == 1
+            assert server._budget.held_bytes == 0
             client.close()
 
     run(main())
