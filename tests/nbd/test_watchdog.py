@@ -275,6 +275,24 @@ def test_off(tmp_path: Path) -> None:
     run(main())
 
 
+def test_no_thread_to_be_had(said: Said, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The export is served all the same; the next one tries again."""
+    async def main() -> None:
+        server = Server(AioContext.of(), name="test")
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refuse)
+            await server.add_export("a", Device(Memory(SIZE)))
+        assert said.lines == ["test: nobody looks whether a device blocks: can't start new thread"]
+        await server.add_export("b", Device(Memory(SIZE)))
+        assert "test watchdog" in {thread.name for thread in threading.enumerate()}
+        await server.close()
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    run(main())
+
+
 def test_the_thread_is_there_while_an_export_is() -> None:
     def watchers() -> list[str]:
         return [thread.name for thread in threading.enumerate() if thread.name.endswith("watchdog")]

@@ -103,7 +103,12 @@ class Watchdog:
             if self._running:
                 return
             self._running = True
-        threading.Thread(target=self._run, name=f"{self._name} watchdog", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name=f"{self._name} watchdog", daemon=True).start()
+        except RuntimeError as error:  # the system has no more threads: the export is served all the same
+            with self._changed:
+                self._running = False
+            logger.warning("%s: nobody looks whether a device blocks: %s", self._name, error)
 
     def forget(self, export: Export) -> None:
         """The export has gone. Once."""
