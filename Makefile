@@ -62,8 +62,9 @@ tidy: $(READY)
 demo: $(READY)
 	$(BIN)/homeloop demo $(ARGS)
 
+# Not with --quiet: mkdocs does not count the warnings then that it does not print.
 docs: $(DOCS_READY)
-	$(BIN)/python -m mkdocs --quiet build $(ARGS)
+	$(BIN)/python -m mkdocs build $(ARGS)
 	@echo 'built build/docs/index.html'
 
 bench: $(PEERS_READY)
