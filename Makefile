@@ -32,7 +32,7 @@ help:
 	@echo 'make test    all tests                         ARGS="-k wake -x"   for pytest'
 	@echo 'make conformance  CPython'"'"'s own asyncio tests on our loop (make test runs a few of them)'
 	@echo 'make peers   the suites of anyio, uvicorn, aiohttp on our loop   ARGS="--only anyio"  (many minutes)'
-	@echo 'make check   ruff, mypy --strict, our own rules (tests/test_tidy.py)'
+	@echo 'make check   ruff, mypy --strict, our own rules (tests/test_tidy.py), the reference'
 	@echo 'make demo    a disk image, served to a real client  ARGS="--help"  for the demo'
 	@echo 'make docs    the documents and the reference in build/docs; warnings are errors'
 	@echo 'make bench   side by side with its peers       ARGS="--quick"      for the benchmark'
@@ -57,7 +57,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 tidy: $(READY)
-	$(BIN)/python -m pytest -q tests/test_tidy.py
+	$(BIN)/python -m pytest -q tests/test_tidy.py tests/test_reference.py tests/test_rules_page.py
 
 demo: $(READY)
 	$(BIN)/homeloop demo $(ARGS)
