@@ -1,4 +1,4 @@
-"""docs/rules.md and the tests agree: each rule has tests that are named after it, and the page links to their files."""
+"""docs/rules.md and the tests agree: each rule has tests that are named after it, and the page links to them."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def test_the_page_has_every_rule_once_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("number", RULES)
-def test_rule_links_to_the_files_of_its_tests(number: int) -> None:
-    missing = TESTS[number] - linked(SECTIONS[number])
-    links = ", ".join(f"[{name.removeprefix('tests/')}](../{name})" for name in sorted(missing))
-    assert not missing, f"docs/rules.md, rule {number}: add {links}"
+def test_rule_links_to_its_tests(number: int) -> None:
+    """To some: a further file of tests needs no change of the page."""
+    links = ", ".join(f"[{name.removeprefix('tests/')}](../{name})" for name in sorted(TESTS[number]))
+    assert TESTS[number] & linked(SECTIONS[number]), f"docs/rules.md, rule {number}: add one of {links}"
 
 
 @pytest.mark.parametrize("number", RULES)
