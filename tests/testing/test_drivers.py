@@ -44,6 +44,9 @@ def _file(folder: Path, numbers: itertools.count[int]) -> File:
     return File(folder / str(next(numbers)), size=SIZE, create=True)
 
 
+# Not flush: the last one is the closing device's own, below Retry, and is not asked again.
+FAILING = ("read", "write", "write_zeroes", "trim", "cache", "extents")
+
 # Each is made over memory, which never waits; over a file, whose workers do; and over coroutines.
 FILTERS: dict[str, Callable[[Any], Any]] = {
     "faults": Faults(seed=1).over,
@@ -62,7 +65,7 @@ FILTERS: dict[str, Callable[[Any], Any]] = {
     "rate": lambda below: Rate(below, bytes_per_s=1e10, requests_per_s=1e6),
     "readahead": Readahead,
     "readonly": Readonly,
-    "retry": lambda below: Retry(Error(below, share=0.05), times=30, delay_s=0),
+    "retry": lambda below: Retry(Error(below, share=0.05, kinds=FAILING), times=30, delay_s=0),
     "stack": lambda below: Log(Cache(Cow(Readahead(Offset(below, 512)), cluster=4096), size=65536, write_back=True)),
 }
 
@@ -88,7 +91,9 @@ CHAINS: dict[str, Callable[[Any], Any]] = {
     "cache-back-delay": lambda below: Cache(Delay(below, jitter=1e-6), size=16 << 10, block=4096, write_back=True),
     "faults-cow-readahead": lambda below: Faults(seed=1, volatile=True).over(Cow(Readahead(below), cluster=4096)),
     "faults-readahead-rate": lambda below: Faults(seed=1, volatile=True).over(Readahead(Rate(below, bytes_per_s=1e10))),
-    "retry-error-cache": lambda below: Retry(Error(Cache(below, size=65536), share=0.05), times=30, delay_s=0),
+    "retry-error-cache": lambda below: Retry(
+        Error(Cache(below, size=65536), share=0.05, kinds=FAILING), times=30, delay_s=0
+    ),
 }
 # What a user writes in a file, for python:FILE:CLASS?options.
 CLASSES = """
