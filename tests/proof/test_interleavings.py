@@ -382,7 +382,7 @@ def test_submit_and_idle_end() -> None:
 @pytest.mark.parametrize(("where", "old", "new"), [
     ("_next", "self._idle.remove(gate)", "pass"),
     ("_next", "if self._work:", "if self._work and time.monotonic() < idle_until:"),
-    ("_next", "self._threads.discard(threading.current_thread())", "pass"),
+    ("_next", "self.minimum:\n                self._threads.discard(threading.current_thread())", "self.minimum:"),
 ], ids=["gone and still idle", "no last look", "ended and still counted"])
 def test_submit_and_idle_end_without_the_crucial_line(
     monkeypatch: pytest.MonkeyPatch, where: str, old: str, new: str
