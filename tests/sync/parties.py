@@ -82,6 +82,41 @@ def main_context() -> Iterator[Start]:
         yield lambda script: rt.main.spawn(perform(script))
 
 
+class ForeignTask:
+    """A task on a loop of another make. Unlike the future of run_coroutine_threadsafe it is done when the task is: a
+    cancelled one may still have something to hand back."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, script: Script) -> None:
+        self._loop = loop
+        self._ended: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        self._task: asyncio.Task[Any] | None = None         # the loop's
+        loop.call_soon_threadsafe(self._begin, script)
+
+    def _begin(self, script: Script) -> None:
+        self._task = self._loop.create_task(perform(script))
+        self._task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[Any]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is None:
+            self._ended.set_result(task.result())
+        else:
+            self._ended.set_exception(error)
+
+    def _cancel(self) -> None:
+        assert self._task is not None, "begun before"
+        self._task.cancel()
+
+    def cancel(self) -> None:
+        self._loop.call_soon_threadsafe(self._cancel)
+
+    def done(self) -> bool:
+        return self._ended.done()
+
+    def result(self, timeout: float | None = None) -> Any:
+        return self._ended.result(timeout)
+
+
 @contextlib.contextmanager
 def foreign(make: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[Start]:
     """A loop of another make in a thread of its own, without any runtime."""
@@ -89,7 +124,7 @@ def foreign(make: Callable[[], asyncio.AbstractEventLoop]) -> Iterator[Start]:
     thread = threading.Thread(target=loop.run_forever, name="foreign loop")
     thread.start()
     try:
-        yield lambda script: asyncio.run_coroutine_threadsafe(perform(script), loop)
+        yield lambda script: ForeignTask(loop, script)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join(LIMIT_S)
