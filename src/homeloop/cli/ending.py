@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 from collections.abc import Callable
 from types import FrameType, TracebackType
 
@@ -29,8 +30,17 @@ class Ending:
         self._give_up = give_up
         self._asked = False                         # the main thread
         self._over = False                          # the main thread
+        self._woken: socket.socket | None = None    # home; readable when a signal has come
+        self._waking: socket.socket | None = None   # home; Python writes to it, whatever the thread does
 
     def __enter__(self) -> Ending:
+        # A handler runs between two bytecodes: of a signal that comes just before the loop sleeps it would learn when
+        # something else wakes it, which may be never.
+        self._woken, self._waking = socket.socketpair()
+        self._woken.setblocking(False)
+        self._waking.setblocking(False)
+        self._context.loop.add_reader(self._woken, self._woken.recv, 64)
+        signal.set_wakeup_fd(self._waking.fileno(), warn_on_full_buffer=False)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._on_signal)
         # nohup(1) leaves it ignored: then a terminal that is closed is no reason to end.
@@ -42,6 +52,12 @@ class Ending:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._over = True
+        assert self._woken is not None, "not entered"
+        assert self._waking is not None, "not entered"
+        signal.set_wakeup_fd(-1)
+        self._context.loop.remove_reader(self._woken)
+        self._woken.close()
+        self._waking.close()
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         if self._over:
