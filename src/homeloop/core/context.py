@@ -166,7 +166,7 @@ class AioContext:
     def spawn(self, coro: CoroutineABC[Any, Any, T], *, name: str | None = None) -> Coroutine[T]:
         """Start coro at home, in a later iteration of its loop; return its Coroutine at once. Any thread."""
         co = self.create(coro, name=name)
-        self._schedule_new(co)
+        self.schedule_new(co)
         return co
 
     async def run(self, coro: CoroutineABC[Any, Any, T]) -> T:
@@ -201,7 +201,7 @@ class AioContext:
             if co.done():
                 return co.outcome()
         else:
-            self._schedule_new(co)
+            return waiting.submit_call(co, timeout)
         return waiting.finish_call(co, None if end is None else max(0.0, end - time.monotonic()))
 
     def post(self, fn: Callable[..., object], /, *args: Any) -> None:
@@ -544,7 +544,7 @@ class AioContext:
 
     # -- inside ----------------------------------------------------------------------------------------
 
-    def _schedule_new(self, co: Coroutine[Any]) -> None:
+    def schedule_new(self, co: Coroutine[Any]) -> None:     # any thread
         if not co.schedule():
             raise self.inbox.refusal()
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from homeloop.core.coroutine import Coroutine
     from homeloop.core.loop import HomeLoop
 
-__all__ = ["drive", "finish_call", "forget_all", "give_up_driven", "kick", "wait_done", "wait_while"]
+__all__ = ["drive", "finish_call", "forget_all", "give_up_driven", "kick", "submit_call", "wait_done", "wait_while"]
 
 T = TypeVar("T")
 
@@ -160,6 +160,16 @@ def give_up_driven(co: Coroutine[Any]) -> None:
             _give_up(co)
     else:                   # a Ctrl-C between two steps of ours: it may be in no queue any more
         co.cancel()
+
+
+def submit_call(co: Coroutine[T], timeout: float | None) -> T:
+    """call() where the coroutine does not begin in the calling thread."""
+    thread.waits += 1           # before it is on its way: a Ctrl-C from here on is meant for it, see interrupts
+    try:
+        co.context.schedule_new(co)
+        return finish_call(co, timeout)
+    finally:
+        thread.waits -= 1
 
 
 def finish_call(co: Coroutine[T], timeout: float | None) -> T:
