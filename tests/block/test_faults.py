@@ -310,6 +310,17 @@ async def main_of_stall() -> None:
     Faults().on().stall().wait_reached()
 
 
+def test_a_rule_counts_anew_when_it_gets_its_fate() -> None:
+    """Requests that come between on() and the fate, from another thread, met nothing."""
+    faults, _, device = made()
+    rule = faults.on("read", nth=2)
+    assert not fails(device.read, 0, 1)
+    assert (rule.seen, rule.fired) == (1, 0)
+    rule.error()
+    assert [fails(device.read, 0, 1) for _ in range(3)] == [False, True, False]
+    assert (rule.seen, rule.fired) == (3, 1)
+
+
 def test_rules_come_and_go_while_requests_run() -> None:
     """Each request meets a whole rule or none: what was counted is what failed."""
     faults, _, device = made()

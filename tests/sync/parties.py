@@ -107,8 +107,14 @@ class ForeignTask:
         assert self._task is not None, "begun before"
         self._task.cancel()
 
-    def cancel(self) -> None:
+    def cancel(self) -> bool:
+        if self.done():
+            return False
         self._loop.call_soon_threadsafe(self._cancel)
+        return True
+
+    def running(self) -> bool:
+        return not self.done()
 
     def done(self) -> bool:
         return self._ended.done()

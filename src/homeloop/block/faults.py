@@ -57,7 +57,8 @@ class Happened:
 class Rule:
     """Which requests; and, by the method that is called on it, which fate. Any thread.
 
-    A rule without a fate does nothing but count. Each fate method returns the rule, stall() the Stall.
+    A rule without a fate does nothing but count; one that gets its fate begins to count anew. Each fate method returns
+    the rule, stall() the Stall.
     """
 
     def __init__(
@@ -203,6 +204,7 @@ class Rule:
                     raise UsageError(f"{fate} is for {' and '.join(sorted(kinds))} requests, the rule for {self}")
                 self._kinds &= kinds
             self._fate = fate
+            self.seen = self.fired = 0          # requests may have come since on(): they met no fate
         return self
 
 
