@@ -199,6 +199,9 @@ def test_rule9_who_waits_long_leaves_the_loop_to_its_home(
     caller = Plain(lambda: rt.call(ident_after(pair[0]), LIMIT_S))
     until(lambda: rt.main.statistics().calls_handed_over > before, rt.main)
     assert not is_driven(rt)
+    (co,) = rt.main.coroutines
+    told = [getattr(callback, "__name__", "") for callback in co._callbacks or ()]
+    assert "ended" not in told, "a drive that is over is told of the end"
     pair[1].send(b"x")
     data, ident = caller.result(rt.main)
     assert (data, ident == caller.ident) == (b"x", False)

@@ -161,6 +161,9 @@ def drive(home: HomeLoop, co: Coroutine[Any], end: float | None) -> None:
         if co.done():
             raise
         home.queue_first(Raise(exc))        # it was meant to end the loop, so it goes home
+    finally:
+        if not co.done():
+            co.forget_when_done(ended)
 
 
 def end_drive(home: HomeLoop, waited: bool) -> None:
